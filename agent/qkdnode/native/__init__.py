@@ -1,0 +1,1 @@
+"""The compiled core: locked memory, carry-less arithmetic, Cascade, packets, the emulated devices."""
