@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every table of the file."""
 
 
-class EmulatedOptics(Section):
+class EmulatedOptics(Section, frozen=True):
     """The world that emulated QKD modules share: seed, time and physics of one quantum channel.
 
     Both ends of an emulated link carry the same values. Only device/ reads them; the protocol never does.
@@ -55,7 +55,7 @@ class EmulatedOptics(Section):
             raise ValueError("`intensities` must fall")
 
 
-class EmulatedEntropy(Section):
+class EmulatedEntropy(Section, frozen=True):
     """An emulated QRNG: its seed and the defects of its raw stream."""
 
     seed: Annotated[int, Meta(ge=0, lt=2**63)]
