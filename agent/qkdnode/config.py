@@ -4,14 +4,10 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
-import tomllib
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-
-from qkdnode.errors import ConfigError
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}$")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]

@@ -1,0 +1,1 @@
+"""The one durable state of a node: stock, keys, authentication key, journal, audit leaves, outboxes."""

@@ -1,0 +1,326 @@
+"""What the vault is asked and what it answers: messages only, so that it can move into a process of its own.
+
+Key material crosses in a SecretBuffer whose ownership moves with the message: the receiver releases it. Every request
+is one transaction: its changes, its audit leaves and its outbox rows stand together or not at all, and the answer
+comes after the sync. A request that fails raises a VaultError and changes nothing.
+"""
+
+from typing import Any
+
+import msgspec
+
+from qkdnode.ids import Association, BatchId, KeyId
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.wire.messages import Allocate, Mark
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all requests."""
+
+
+# --- the link: sessions and authentication key -------------------------------------------------------------------
+
+
+class OpenLink(Request, frozen=True):
+    """Open a provisioned link after a start. The first opening moves the sending marks by 16 pads."""
+
+    link: str
+    role: str
+    peer: str
+
+
+class SegmentState(msgspec.Struct, frozen=True):
+    """One segment of authentication key: both halves, and the marks."""
+
+    segment: BatchId
+    pads_per_direction: int
+    sending: int  # index of the first pad not yet reserved for sending
+    seen: int  # index after the highest pad seen from the peer
+    material: SecretBuffer  # Alice's half (pads_per_direction * 16 bytes), then Bob's
+    usable: bool  # for sending: the peer is known to be READY
+
+
+class UnsettledBatch(msgspec.Struct, frozen=True):
+    """A Batch that is PENDING here (Alice): the exact bytes to send again."""
+
+    batch: BatchId
+    commit: bytes
+
+
+class LinkState(msgspec.Struct, frozen=True):
+    """Answer to OpenLink."""
+
+    session_counter: int  # last used; 0 if none
+    segments: tuple[SegmentState, ...]
+    unsettled: tuple[UnsettledBatch, ...]
+
+
+class NextSession(Request, frozen=True):
+    """Move the session counter up by one, durably. Answer: int."""
+
+    link: str
+
+
+class ReservePads(Request, frozen=True):
+    """Move the sending mark over `count` pads, durably, before any is used; keep back `reserve` pads.
+
+    Consecutive pads of one segment per address list entry. Answer: tuple[PadAddress, ...] of length count.
+    PoolExhaustedError if fewer than count + reserve are left; nothing moves.
+    """
+
+    link: str
+    count: int
+    reserve: int = 0
+
+
+class NoteSeen(Request, frozen=True):
+    """Raise the mark of pads seen from the peer. Answer: None."""
+
+    link: str
+    marks: tuple[Mark, ...]
+
+
+# --- Batches -------------------------------------------------------------------------------------------------------
+
+
+class BatchRecord(msgspec.Struct, frozen=True):
+    """What is kept of a Batch: how it was made, without key bits."""
+
+    batch: BatchId
+    bits_in: int
+    bits_out: int  # refill and stock together
+    refill_bits: int
+    method: str
+    booking: str
+    family: str
+    eps_sec: float
+    eps_cor: float
+    qber_z: float
+    disclosed_bits: int
+    devices: tuple[str, ...]  # serials, this end's
+    details: dict[str, int | float | str]
+
+
+class StorePending(Request, frozen=True):
+    """Alice journals PENDING: the sealed key and the exact bytes of her commit. Answer: None."""
+
+    link: str
+    record: BatchRecord
+    key: SecretBuffer
+    commit: bytes
+
+
+class StoreReady(Request, frozen=True):
+    """Bob journals READY: the sealed key and the exact bytes of his answer. Answer: None."""
+
+    link: str
+    record: BatchRecord
+    key: SecretBuffer
+    answer: bytes
+
+
+class StoreAbandoned(Request, frozen=True):
+    """Bob journals ABANDONED for a Batch he has not settled, with the exact bytes of his answer. Answer: None."""
+
+    link: str
+    batch: BatchId
+    reason: str
+    answer: bytes
+
+
+class FindAnswer(Request, frozen=True):
+    """Bob's journalled answer to a Batch. Answer: bytes | None."""
+
+    link: str
+    batch: BatchId
+
+
+class SettlePending(Request, frozen=True):
+    """Alice journals the outcome of her PENDING Batch; idempotent. READY makes stock and refill usable at her end.
+
+    Answer: SettledBatch.
+    """
+
+    link: str
+    batch: BatchId
+    ready: bool
+
+
+class PeerReady(Request, frozen=True):
+    """Bob learns that Alice journalled READY: his stock and refill become usable; idempotent, unknown ids ignored.
+
+    Answer: tuple[SegmentState, ...], the segments that became usable.
+    """
+
+    link: str
+    batches: tuple[BatchId, ...]
+
+
+class SettledBatch(msgspec.Struct, frozen=True):
+    """Answer to SettlePending and StoreReady: the new segment of authentication key, if the Batch has a refill."""
+
+    segment: SegmentState | None
+
+
+class UnannouncedReady(Request, frozen=True):
+    """Alice's READY Batches whose Settled notice the peer has not journalled. Answer: tuple[BatchId, ...]."""
+
+    link: str
+
+
+class ReadyAnnounced(Request, frozen=True):
+    """The peer's Received covers these Settled notices. Answer: None."""
+
+    link: str
+    batches: tuple[BatchId, ...]
+
+
+# --- allocation and keys -------------------------------------------------------------------------------------------
+
+
+class Associate(Request, frozen=True):
+    """Make an association known (idempotent). Answer: None."""
+
+    association: Association
+    nodes: tuple[str, str]  # local, remote
+    link: str
+    purpose: str
+    key_class: str
+
+
+class AllocateKeys(Request, frozen=True):
+    """Cut `count` keys for an association from this end's half; they wait for the peer's answer.
+
+    OutOfStockError if the usable half holds less. Answer: tuple[KeyId, ...]. `entropy` holds 16 bytes per key for the
+    ids. One Allocate per Batch touched goes to the neighbour's outbox.
+    """
+
+    association: Association
+    count: int
+    size_bits: int
+    entropy: bytes
+
+
+class AcceptAllocation(Request, frozen=True):
+    """Cut the same keys on the peer's word. Idempotent by request number. Answer: str, an allocation outcome."""
+
+    link: str
+    allocate: Allocate
+
+
+class AllocationAnswered(Request, frozen=True):
+    """The peer's answer: accepted keys become READY and go to the application's outbox, refused ones are burnt.
+
+    Answer: tuple[KeyId, ...], now READY here.
+    """
+
+    link: str
+    request: int
+    outcome: str
+
+
+class NeighbourOutbox(Request, frozen=True):
+    """What the peer must still journal, oldest first. Answer: tuple[OutboxEntry, ...]."""
+
+    link: str
+    limit: int = 64
+
+
+class OutboxEntry(msgspec.Struct, frozen=True):
+    """One durable message to the neighbour (Allocate, Delivered or Cede), re-sent until journalled there."""
+
+    number: int
+    message: Any
+
+
+class OutboxCleared(Request, frozen=True):
+    """The peer has journalled these. Answer: None."""
+
+    link: str
+    numbers: tuple[int, ...]
+
+
+class ApplicationOutbox(Request, frozen=True):
+    """Keys READY for an application and not yet acknowledged, oldest first, after `after`. Answer: tuple[Delivery, ...]."""
+
+    application: str
+    after: int = 0
+    limit: int = 256
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A row of an application's outbox: it names the key; the key is unsealed when sent."""
+
+    number: int  # rising
+    key_id: KeyId
+    association: Association
+    size_bits: int
+
+
+class OpenKey(Request, frozen=True):
+    """Unseal one key for its application. Answer: SecretBuffer. VaultError unless READY and meant for it."""
+
+    key_id: KeyId
+    application: str
+
+
+class KeysDelivered(Request, frozen=True):
+    """The application acknowledged: state, leaf, notice to the neighbour; the sealed key is destroyed. Idempotent.
+
+    Answer: int, how many were new.
+    """
+
+    application: str
+    key_ids: tuple[KeyId, ...]
+    details: dict[str, str | int | float | bool | None]
+
+
+class PeerDelivered(Request, frozen=True):
+    """The application at the far end acknowledged. Idempotent. Answer: int, how many were new."""
+
+    link: str
+    application: str
+    key_ids: tuple[KeyId, ...]
+
+
+class Outstanding(Request, frozen=True):
+    """Keys of an association that this end allocated and that both applications have not yet acknowledged: int."""
+
+    association: Association
+
+
+# --- audit and status ----------------------------------------------------------------------------------------------
+
+
+class RecordEvent(Request, frozen=True):
+    """One audit leaf: links, devices, access, alarms, the node itself. Answer: int, the leaf's index."""
+
+    event: Any  # a struct of qkdnode.audit.events without topic_sequence; the vault numbers it
+
+
+class Checkpoint(Request, frozen=True):
+    """Sign a checkpoint of the log now. Answer: str, the note."""
+
+
+class VaultStatus(msgspec.Struct, frozen=True):
+    """Answer to Status."""
+
+    keys: dict[str, int]  # state -> count
+    keys_delivered_both: int
+    stock_bits_own: dict[str, int]  # link -> bits usable in this end's half
+    stock_bits_peer: dict[str, int]
+    batches: dict[str, int]
+    pads: dict[str, int]  # link -> pads left for sending
+    application_outbox: int
+    neighbour_outbox: int
+    leaves: int
+
+
+class Status(Request, frozen=True):
+    """Counts. Answer: VaultStatus."""
+
+
+class PadsLeft(Request, frozen=True):
+    """Pads left for sending on a link. Answer: int."""
+
+    link: str

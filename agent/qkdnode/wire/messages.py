@@ -1,0 +1,356 @@
+"""Every message between the two ends of a link: its fields, who may send it, how it is protected.
+
+Integers are unsigned. Bit strings are packed LSB first. docs/protocol.md is the description for people.
+"""
+
+from enum import Enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from qkdnode.ids import ALICE, BOB, BatchId, PadAddress
+
+U32 = Annotated[int, Meta(ge=0, lt=2**32)]
+U64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=31)]
+Block16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Block32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+PerIntensity = Annotated[tuple[U64, ...], Meta(min_length=2, max_length=3)]
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all bodies."""
+
+
+class Mark(Message, frozen=True):
+    """A position in one direction's half of a segment: the index of the first pad not yet used or seen."""
+
+    segment: BatchId
+    index: U32
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What both ends must agree on before they make key; a difference is named field by field."""
+
+    protocol: int
+    link: str
+    slot_rate_hz: int
+    window_slots: int
+    p_z: float
+    intensities: tuple[float, ...]
+    intensity_probabilities: tuple[float, ...]
+    method: str
+    booking: str
+    family: str
+    eps_sec: float
+    eps_cor: float
+    qber_limit: float
+    batch_bits: int
+    batch_max_bits: int
+    dead_slots: int
+
+
+class Greeting(Message, frozen=True):
+    """First on every connection, untagged: it moves nothing."""
+
+    node: Name
+    link: Name
+    counter: U32  # own session counter, strictly rising
+    answer_to: U32  # the peer's counter that this answers; 0 asks
+    sending: Annotated[tuple[Mark, ...], Meta(max_length=64)]
+    seen: Annotated[tuple[Mark, ...], Meta(max_length=64)]
+
+
+class Hello(Message, frozen=True):
+    """Opens the session that both counters name; tagged at once."""
+
+    parameters: Parameters
+    vault_key: PadAddress  # first of two pads: 256 bits that key this direction's vault messages
+    unsettled: Annotated[tuple[BatchId, ...], Meta(max_length=256)]  # PENDING here
+    software: Annotated[str, Meta(max_length=32)]
+
+
+class SiftList(Message, frozen=True):
+    """Bob's detections in one Window: slots and bases, never bits. Tagged at once."""
+
+    batch: U32
+    window: U64
+    events: U32
+    slots: bytes  # distance to the previous slot less one, LEB128
+    bases: bytes  # 1 bit per event: 0 Z, 1 X
+    double_clicks: U32  # within a basis, given a random bit and listed
+    crossed_clicks: U32  # across bases, left out
+    dead_clicks: U32  # within a detector's dead time, left out
+
+
+class SiftAnswer(Message, frozen=True):
+    """Alice's answer to one SiftList: which events count, their intensities, and her bits in the X basis."""
+
+    batch: U32
+    window: U64
+    held: bool  # False: Alice has not got this Window; it is discarded at both ends
+    matched: bytes  # 1 bit per listed event
+    intensities: bytes  # 2 bits per matched event
+    x_bits: bytes  # 1 bit per matched event in X
+
+
+class BatchEnd(Message, frozen=True):
+    """Bob closes a Batch to further Windows; counts over its Windows, brightest intensity first."""
+
+    batch: U32
+    windows: U32
+    n_z: PerIntensity
+    n_x: PerIntensity
+    m_x: PerIntensity
+
+
+class BlockStart(Message, frozen=True):
+    """Bob opens the reconciliation of the next Block of a Batch."""
+
+    batch: U32
+    block: U32
+    frames: Annotated[int, Meta(ge=1, le=64)]
+    frame_bits: Annotated[int, Meta(ge=1024, le=65536)]
+    bits: Annotated[int, Meta(ge=1, le=64 * 65536)]  # sifted bits in it; the rest of the last Frame is public zeros
+    schedule: Annotated[bytes, Meta(min_length=2, max_length=16)]  # block-size exponents, one byte per pass
+    seed: Block32
+
+
+class Parities(Message, frozen=True):
+    """One round of reconciliation of one Block."""
+
+    batch: U32
+    block: U32
+    round: U32
+    bits: bytes
+
+
+class BlockTag(Message, frozen=True):
+    """Alice's 128-bit verification tag of a Block, under a key drawn after reconciliation."""
+
+    batch: U32
+    block: U32
+    attempt: Annotated[int, Meta(ge=0, le=1)]
+    key: Block16
+    tag: Block16
+
+
+class BlockOutcome(Message, frozen=True):
+    """Whether Bob's tag matched."""
+
+    batch: U32
+    block: U32
+    attempt: Annotated[int, Meta(ge=0, le=1)]
+    matched: bool
+
+
+class FrameTags(Message, frozen=True):
+    """32-bit tags of each Frame of a Block that did not match, to find the Frames at fault."""
+
+    batch: U32
+    block: U32
+    key: Block16
+    tags: Annotated[bytes, Meta(max_length=256)]
+
+
+class FrameOutcome(Message, frozen=True):
+    """The Frames that differ, one bit each."""
+
+    batch: U32
+    block: U32
+    failed: Annotated[bytes, Meta(min_length=8, max_length=8)]
+
+
+class OpenedFrames(Message, frozen=True):
+    """Alice's bits of the failed Frames, in order: they leave the key, their errors are counted exactly."""
+
+    batch: U32
+    block: U32
+    bits: bytes
+
+
+class Disclosure(Message, frozen=True):
+    """Totals of a closed ledger, in bits."""
+
+    alice_bits: U64
+    bob_bits: U64
+    opened_bits: U64
+    tag_bits: U64
+    outcome_bits: U64
+
+
+class BatchReport(Message, frozen=True):
+    """Bob's totals once every Block is verified."""
+
+    batch: U32
+    m_z: PerIntensity
+    ledger: Disclosure
+
+
+class Amplify(Message, frozen=True):
+    """Alice's seed and lengths for a Batch whose totals agree."""
+
+    batch: U32
+    bits_in: U64
+    bits_out: U64
+    refill_bits: U64
+    seed: bytes
+
+
+class BatchAbandoned(Message, frozen=True):
+    """Either end gives up a Batch that is not yet claimed."""
+
+    batch: U32
+    reason: Annotated[str, Meta(max_length=48)]
+
+
+class BatchClaim(Message, frozen=True):
+    """Bob's transcript tag: he holds the key and states what it is made of. First settling tag."""
+
+    batch: BatchId
+    bits_out: U64
+    refill_bits: U64
+    n_z: PerIntensity
+    m_z: PerIntensity
+    n_x: PerIntensity
+    m_x: PerIntensity
+    ledger: Disclosure
+
+
+class BatchCommit(Message, frozen=True):
+    """Alice is PENDING. Second settling tag; these very bytes are sent again until answered."""
+
+    batch: BatchId
+    claim_tag: Block16
+    bits_out: U64
+    refill_bits: U64
+
+
+class BatchAnswer(Message, frozen=True):
+    """Bob is READY or ABANDONED. Third settling tag; these very bytes are sent again on each repeated commit."""
+
+    batch: BatchId
+    ready: bool
+
+
+class Settled(Message, frozen=True):
+    """The sender has journalled the final state of these Batches: the receiver may use the READY ones."""
+
+    ready: Annotated[tuple[BatchId, ...], Meta(max_length=256)]
+
+
+class Allocate(Message, frozen=True):
+    """The owner of a half cuts keys from it for an association (named from the sender's side)."""
+
+    request: U64
+    local: Name
+    remote: Name
+    batch: BatchId
+    offset_bits: U64  # within the sender's half
+    size_bits: Annotated[int, Meta(ge=8, le=65536)]
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+
+
+class Allocated(Message, frozen=True):
+    """The answer to an Allocate."""
+
+    request: U64
+    outcome: Annotated[str, Meta(max_length=32)]  # see ALLOCATION_OUTCOMES
+
+
+ACCEPTED, REFUSED, NOT_SETTLED = "accepted", "refused", "not-settled"
+ALLOCATION_OUTCOMES = (ACCEPTED, REFUSED, NOT_SETTLED)
+
+
+class Delivered(Message, frozen=True):
+    """The sender's application has acknowledged these keys."""
+
+    notice: U64
+    application: Name
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+
+
+class Received(Message, frozen=True):
+    """These notices are journalled here and need not be sent again."""
+
+    notices: Annotated[tuple[U64, ...], Meta(max_length=1024)]
+
+
+class Subscription(Message, frozen=True):
+    """Whether the sender's application (local) is connected for an association, and what it accepts."""
+
+    local: Name
+    remote: Name
+    connected: bool
+    size_bits: U32
+    credit: U32
+
+
+class Cede(Message, frozen=True):
+    """The owner gives an uncut chunk of its half to the receiver for good."""
+
+    notice: U64
+    batch: BatchId
+    chunk: U32
+
+
+class Goodbye(Message, frozen=True):
+    """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
+
+    drained: bool
+
+
+class Protection(Enum):
+    """How a message is authenticated."""
+
+    NONE = "untagged, moves nothing"
+    TAG = "one-time-padded tag at once"
+    TRANSCRIPT = "by the Batch's settling tags"
+    SETTLING = "one-time-padded tag over the Batch's transcript"
+    VAULT = "HMAC-SHA-256 under the session's vault key"
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """A row of the table of kinds."""
+
+    code: int
+    body: type[Message]
+    senders: tuple[str, ...]
+    protection: Protection
+    max_bytes: int
+
+
+EITHER = (ALICE, BOB)
+KINDS: tuple[Kind, ...] = (
+    Kind(1, Greeting, EITHER, Protection.NONE, 8 * KIB),
+    Kind(2, Hello, EITHER, Protection.TAG, 16 * KIB),
+    Kind(10, SiftList, (BOB,), Protection.TAG, 8 * MIB),
+    Kind(11, SiftAnswer, (ALICE,), Protection.TRANSCRIPT, 8 * MIB),
+    Kind(12, BatchEnd, (BOB,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(13, BlockStart, (BOB,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(14, Parities, EITHER, Protection.TRANSCRIPT, 2 * MIB),
+    Kind(15, BlockTag, (ALICE,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(16, BlockOutcome, (BOB,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(17, FrameTags, (ALICE,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(18, FrameOutcome, (BOB,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(19, OpenedFrames, (ALICE,), Protection.TRANSCRIPT, 1 * MIB),
+    Kind(20, BatchReport, (BOB,), Protection.TRANSCRIPT, 4 * KIB),
+    Kind(21, Amplify, (ALICE,), Protection.TRANSCRIPT, 64 * MIB),
+    Kind(22, BatchAbandoned, EITHER, Protection.TRANSCRIPT, 4 * KIB),
+    Kind(30, BatchClaim, (BOB,), Protection.SETTLING, 4 * KIB),
+    Kind(31, BatchCommit, (ALICE,), Protection.SETTLING, 4 * KIB),
+    Kind(32, BatchAnswer, (BOB,), Protection.SETTLING, 4 * KIB),
+    Kind(40, Settled, EITHER, Protection.VAULT, 16 * KIB),
+    Kind(41, Allocate, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(42, Allocated, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(43, Delivered, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
+    Kind(45, Subscription, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(46, Cede, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(47, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
+)
+KIND_OF_CODE = {kind.code: kind for kind in KINDS}
+KIND_OF_BODY = {kind.body: kind for kind in KINDS}
+MAX_MESSAGE_BYTES = max(kind.max_bytes for kind in KINDS) + 4 * KIB
