@@ -241,7 +241,7 @@ class OutboxCleared(Request, frozen=True):
 
 
 class ApplicationOutbox(Request, frozen=True):
-    """Keys READY for an application and not yet acknowledged, oldest first, after `after`. Answer: tuple[Delivery, ...]."""
+    """Keys READY for an application and not yet acknowledged, after `after`: tuple[Delivery, ...]."""
 
     application: str
     after: int = 0
