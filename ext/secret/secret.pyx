@@ -56,6 +56,7 @@ cdef class LockedBuffer:
     cdef void *memory
     cdef Py_ssize_t size
     cdef Py_ssize_t leases
+    cdef bint doomed
 
     cdef void give_back(self) noexcept:
         pass
@@ -64,18 +65,21 @@ cdef class LockedBuffer:
         return self.size
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.memory == NULL:
+        if self.memory == NULL or self.doomed:
             raise ValueError(f"{type(self).__name__} was released")
         PyBuffer_FillInfo(view, self, self.memory, self.size, 0, flags)
         self.leases += 1
 
     def __releasebuffer__(self, Py_buffer *view):
         self.leases -= 1
+        if self.doomed and self.leases == 0:
+            self.give_back()
+            self.memory = NULL
 
     @property
     def released(self) -> bool:
         """Whether the memory was wiped and given back."""
-        return self.memory == NULL
+        return self.memory == NULL or self.doomed
 
     def release(self) -> None:
         """Wipe and give back the memory; BufferError while a view is leased. Harmless when repeated."""
@@ -85,6 +89,13 @@ cdef class LockedBuffer:
             raise BufferError(f"{self.leases} views of this {type(self).__name__} are in use")
         self.give_back()
         self.memory = NULL
+
+    def discard(self) -> None:
+        """Release now or, where a worker still reads it, as soon as the last view is given back."""
+        if self.memory != NULL and self.leases:
+            self.doomed = True
+        else:
+            self.release()
 
     def wipe(self) -> None:
         """Zero the contents and keep the memory."""

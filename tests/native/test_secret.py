@@ -40,6 +40,20 @@ def test_release_waits_for_the_last_lease_and_then_refuses_new_ones(kind: type[L
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_discarded_buffer_lives_until_its_last_view_is_given_back(kind: type[LockedBuffer]) -> None:
+    buffer = kind(32)
+    view = memoryview(buffer)
+    view[0] = 9
+    buffer.discard()
+    assert buffer.released
+    assert view[0] == 9
+    with pytest.raises(ValueError, match="released"):
+        memoryview(buffer)
+    view.release()
+    buffer.release()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_contents_do_not_become_bytes_pickles_copies_or_text(kind: type[LockedBuffer]) -> None:
     buffer = kind.copy_of(b"marker" * 6)  # type: ignore[attr-defined]
     for forbidden in (bytes, pickle.dumps, copy.copy, copy.deepcopy):

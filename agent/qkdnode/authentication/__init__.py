@@ -1,0 +1,1 @@
+"""Wegman-Carter authentication of the classical channel: pads, tags, transcripts, sessions."""

@@ -1,0 +1,113 @@
+"""The authentication-key pool shared with one peer."""
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from qkdnode.errors import AuthenticationError, LocalProtocolError
+from qkdnode.ids import ALICE, BatchId, PadAddress
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.wire.messages import Mark
+
+PAD_BYTES = 16
+STATED_MARKS = 64  # how many segments a Greeting can state
+
+
+class Segment(msgspec.Struct):
+    """One Batch's refill: Alice's half, then Bob's, in locked memory."""
+
+    name: BatchId
+    pads_per_direction: int
+    material: SecretBuffer
+    sending: int  # first pad of our half that is not yet reserved
+    seen: int  # after the highest pad accepted from the peer
+
+
+class AuthKeyPool:
+    """Authentication key shared with one peer, spent once and never twice.
+
+    Pads of our half come only from `grant`: the vault has moved its durable mark over them before. Pads of the peer's
+    half are accepted in rising order within a segment, so a replayed tag finds its pad behind the mark.
+    """
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+        self._segments: dict[BatchId, Segment] = {}
+        self._granted: deque[PadAddress] = deque()
+
+    def add(self, segment: Segment) -> None:
+        """Make a segment's material available for verification; the vault decides which may be used to send."""
+        self._segments.setdefault(segment.name, segment)
+
+    def grant(self, addresses: tuple[PadAddress, ...]) -> None:
+        """Take over pads that the vault has durably reserved for sending."""
+        for address in addresses:
+            segment = self._find(address.segment)
+            segment.sending = max(segment.sending, address.index + 1)
+        self._granted.extend(addresses)
+
+    @property
+    def granted(self) -> int:
+        """Reserved pads not yet used."""
+        return len(self._granted)
+
+    def take(self) -> PadAddress:
+        """The next reserved pad; it is never given out again."""
+        if not self._granted:
+            raise LocalProtocolError("a tag was asked for without a reserved pad")
+        return self._granted.popleft()
+
+    def material(self, address: PadAddress, sender: str, pads: int = 1) -> memoryview:
+        """The bytes of `pads` pads from `address` in the sender's half; the caller releases the view."""
+        segment = self._find(address.segment)
+        if not 0 <= address.index <= segment.pads_per_direction - pads:
+            raise AuthenticationError(f"pad {address.index} lies outside segment {segment.name}")
+        start = (address.index + (0 if sender == ALICE else segment.pads_per_direction)) * PAD_BYTES
+        return memoryview(segment.material)[start : start + pads * PAD_BYTES]
+
+    def accept(self, address: PadAddress) -> None:
+        """Move the peer's mark over a pad whose tag has verified; it never moves back."""
+        segment = self._find(address.segment)
+        segment.seen = max(segment.seen, address.index + 1)
+
+    def is_fresh(self, address: PadAddress) -> bool:
+        """Whether the peer's pad lies beyond everything accepted in its segment."""
+        segment = self._segments.get(address.segment)
+        return segment is not None and segment.seen <= address.index < segment.pads_per_direction
+
+    def sending_marks(self) -> tuple[Mark, ...]:
+        """What this end has reserved, newest segments first, for a Greeting."""
+        return self._marks(lambda segment: segment.sending)
+
+    def seen_marks(self) -> tuple[Mark, ...]:
+        """What this end has seen of the peer's half."""
+        return self._marks(lambda segment: segment.seen)
+
+    def overtaken_by(self, seen: tuple[Mark, ...]) -> str | None:
+        """Why this end must hold an older vault, if the peer has seen pads beyond our own marks; else None."""
+        for mark in seen:
+            segment = self._segments.get(mark.segment)
+            if segment is None:
+                if mark.index and mark.segment > max(self._segments, default=mark.segment):
+                    return f"the peer has seen pads of segment {mark.segment}, which this vault does not hold"
+            elif mark.index > segment.sending:
+                return f"the peer has seen pad {mark.index - 1} of segment {mark.segment}; this vault reserved fewer"
+        return None
+
+    def close(self) -> None:
+        """Wipe the material."""
+        for segment in self._segments.values():
+            segment.material.release()
+        self._segments.clear()
+        self._granted.clear()
+
+    def _marks(self, index: Callable[[Segment], int]) -> tuple[Mark, ...]:
+        newest = sorted(self._segments, reverse=True)[:STATED_MARKS]
+        return tuple(Mark(name, index(self._segments[name])) for name in newest)
+
+    def _find(self, name: BatchId) -> Segment:
+        try:
+            return self._segments[name]
+        except KeyError:
+            raise AuthenticationError(f"no authentication key of segment {name} is held for this link") from None
