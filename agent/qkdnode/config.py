@@ -4,10 +4,14 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from qkdnode.errors import ConfigError
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}$")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]
@@ -59,3 +63,180 @@ class EmulatedEntropy(Section, frozen=True):
     bytes_per_second: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 1_000_000
     bias: Annotated[float, Meta(ge=-0.5, le=0.5)] = 0.01  # P(bit = 1) - 1/2
     stuck_after_bytes: Annotated[int, Meta(ge=0)] | None = None  # from there on the raw stream repeats one byte
+
+
+class RootKeySource(Section, frozen=True):
+    """Where the vault's root key comes from: exactly one of a passphrase file and a systemd credential."""
+
+    passphrase_file: str | None = None
+    credential: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.passphrase_file is None) == (self.credential is None):
+            raise ValueError("`root_key` needs either `passphrase_file` or `credential`")
+
+
+class NodeSection(Section, frozen=True):
+    """This node: its identity and its vault."""
+
+    name: Name
+    identity: str  # NAME.identity, made by `qkdnode provision node`
+    vault: str  # a directory, made at the first start
+    root_key: RootKeySource
+
+
+class SupplySection(Section, frozen=True):
+    """Where applications fetch their keys."""
+
+    listen: Endpoint
+
+
+class ApplicationSection(Section, frozen=True):
+    """An application that may fetch keys here."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision application`
+
+
+class QrngSection(Section, frozen=True):
+    """One QRNG that feeds the entropy pool."""
+
+    serial: Serial
+    backend: Backend
+    min_entropy_per_byte: Annotated[float, Meta(gt=0.0, le=8.0)] = 6.0
+    emulated: EmulatedEntropy | None = None
+
+    def __post_init__(self) -> None:
+        if (self.backend == "emulated") != (self.emulated is not None):
+            raise ValueError('`emulated` goes with `backend = "emulated"`')
+
+
+class ModuleSection(Section, frozen=True):
+    """The QKD module at this end of a link."""
+
+    serial: Serial
+    backend: Backend
+    emulated: EmulatedOptics | None = None
+
+    def __post_init__(self) -> None:
+        if (self.backend == "emulated") != (self.emulated is not None):
+            raise ValueError('`emulated` goes with `backend = "emulated"`')
+
+
+class DistillSection(Section, frozen=True):
+    """How key is made. All but `profile` must be equal at both ends; they are compared when the link opens."""
+
+    slot_rate_hz: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 20_000_000
+    window_slots: Annotated[int, Meta(ge=1_024, le=2**24, multiple_of=2)] = 2**21
+    p_z: Probability = 0.85
+    intensities: tuple[Positive, ...] = (0.5, 0.15)
+    intensity_probabilities: tuple[Probability, ...] = (0.6, 0.4)
+    method: Literal["rusca2018/1", "lim2014/1"] = "rusca2018/1"
+    booking: Literal["both"] = "both"
+    family: Literal["modified", "toeplitz"] = "modified"
+    eps_sec: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-9
+    eps_cor: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-15
+    qber_limit: Annotated[float, Meta(gt=0.0, lt=0.25)] = 0.08
+    batch_bits: Annotated[int, Meta(ge=2**16, le=2**28)] = 4_000_000
+    batch_max_bits: Annotated[int, Meta(ge=2**16, le=2**28)] = 16_000_000
+    batch_deadline_s: Annotated[float, Meta(gt=0.0)] = 900.0
+    dead_time_ns: Annotated[int, Meta(ge=0)] = 50
+    profile: Literal["lan", "wan", "tight"] = "lan"
+
+    def __post_init__(self) -> None:
+        if self.batch_max_bits < self.batch_bits:
+            raise ValueError("`batch_max_bits` is below `batch_bits`")
+        if (self.method == "lim2014/1") != (len(self.intensities) == 3):
+            raise ValueError("`method` rusca2018/1 takes two `intensities`, lim2014/1 takes three")
+        if len(self.intensities) != len(self.intensity_probabilities):
+            raise ValueError("`intensities` and `intensity_probabilities` differ in length")
+
+
+class AuthenticationSection(Section, frozen=True):
+    """How much authentication key a link keeps, in bits for sending at this end."""
+
+    reserve_bits: Annotated[int, Meta(ge=4_096)] = 65_536  # below it the link is STARVED: refill only
+    target_bits: Annotated[int, Meta(ge=8_192)] = 270_336  # Batches refill up to this
+
+
+class LinkSection(Section, frozen=True):
+    """One QKD link to a neighbour."""
+
+    name: Name
+    role: Literal["alice", "bob"]
+    peer: Name
+    peer_public: str  # PEER.public
+    pair_key: str  # LINK.NODE.pair, made by `qkdnode provision pair`; read once
+    module: ModuleSection
+    listen: Endpoint | None = None
+    connect: Endpoint | None = None
+    distill: DistillSection = DistillSection()
+    authentication: AuthenticationSection = AuthenticationSection()
+
+    def __post_init__(self) -> None:
+        if (self.listen is None) == (self.connect is None):
+            raise ValueError("a link needs either `listen` or `connect`")
+
+
+class AssociationSection(Section, frozen=True):
+    """A pair of applications that may have keys of a link."""
+
+    local: Name
+    remote: Name
+    link: Name
+
+
+class Config(Section, frozen=True):
+    """The whole file."""
+
+    node: NodeSection
+    supply: SupplySection | None = None
+    application: tuple[ApplicationSection, ...] = ()
+    qrng: tuple[QrngSection, ...] = ()
+    link: tuple[LinkSection, ...] = ()
+    association: tuple[AssociationSection, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("link", [link.name for link in self.link]),
+            ("application", [application.name for application in self.application]),
+            ("qrng", [qrng.serial for qrng in self.qrng]),
+            ("module of a link", [link.module.serial for link in self.link]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what} {name!r} is there twice")
+        applications = {application.name for application in self.application}
+        links = {link.name for link in self.link}
+        for association in self.association:
+            if association.local not in applications:
+                raise ValueError(f"`association.local` names {association.local!r}, which is no `application`")
+            if association.link not in links:
+                raise ValueError(f"`association.link` names {association.link!r}, which is no `link`")
+        if applications and self.supply is None:
+            raise ValueError("`application` needs a `supply` section")
+        if self.link and not self.qrng:
+            raise ValueError("`link` needs at least one `qrng`")
+
+
+def decode_config(text: str, where: str = "configuration") -> Config:
+    """The configuration in a TOML text; ConfigError names what is wrong in it."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from None
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def load_config(path: Path) -> Config:
+    """Read and decode the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from None
+    return decode_config(text, str(path))

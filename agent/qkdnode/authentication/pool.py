@@ -38,14 +38,19 @@ class AuthKeyPool:
 
     def add(self, segment: Segment) -> None:
         """Make a segment's material available for verification; the vault decides which may be used to send."""
-        self._segments.setdefault(segment.name, segment)
+        if self._segments.setdefault(segment.name, segment) is not segment:
+            segment.material.release()
 
     def grant(self, addresses: tuple[PadAddress, ...]) -> None:
         """Take over pads that the vault has durably reserved for sending."""
         for address in addresses:
-            segment = self._find(address.segment)
-            segment.sending = max(segment.sending, address.index + 1)
+            self.reserved(address)
         self._granted.extend(addresses)
+
+    def reserved(self, address: PadAddress) -> None:
+        """The vault has reserved this pad; it will not come from `take`."""
+        segment = self._find(address.segment)
+        segment.sending = max(segment.sending, address.index + 1)
 
     @property
     def granted(self) -> int:

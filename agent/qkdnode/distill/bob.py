@@ -269,7 +269,7 @@ class Bob(Machine):
         found = self.block_of(message, Stage.LOCATING)
         if found is None:
             return []
-        batch, block = found
+        _, block = found
         if len(message.tags) != 4 * block.cut.frames:
             raise RemoteProtocolError(f"{len(message.tags)} bytes of Frame tags for {block.cut.frames} Frames")
         block.tag = message

@@ -99,7 +99,7 @@ class StepJob(msgspec.Struct, frozen=True):
 
 
 class Reconciliation:
-    """The rounds of one Block. `finished` is called with the Block once both ends have the same transcript of rounds."""
+    """The rounds of one Block; `finished` is called once both ends have gone through the same rounds."""
 
     def __init__(self, role: str, block: Block, finished: Callable[[Block], Effects]) -> None:
         self.block = block

@@ -288,14 +288,6 @@ class Subscription(Message, frozen=True):
     credit: U32
 
 
-class Cede(Message, frozen=True):
-    """The owner gives an uncut chunk of its half to the receiver for good."""
-
-    notice: U64
-    batch: BatchId
-    chunk: U32
-
-
 class Goodbye(Message, frozen=True):
     """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
 
@@ -348,8 +340,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(43, Delivered, EITHER, Protection.VAULT, 32 * KIB),
     Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
     Kind(45, Subscription, EITHER, Protection.VAULT, 4 * KIB),
-    Kind(46, Cede, EITHER, Protection.VAULT, 4 * KIB),
-    Kind(47, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(46, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}
