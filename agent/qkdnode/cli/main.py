@@ -1,0 +1,52 @@
+"""The command group: a subcommand is imported when it is called, so that each starts fast."""
+
+import importlib
+import sys
+
+import click
+
+from qkdnode import __version__
+from qkdnode.errors import QkdnodeError
+
+COMMANDS = {
+    "audit": "Export the audit log, and verify an export offline.",
+    "bench": "Measure the kernels of this machine.",
+    "config": "Check a configuration.",
+    "demo": "Watch two nodes make keys and hand them to two applications.",
+    "provision": "Make the identities and keys that nodes and applications start with.",
+    "run": "Run the agent of a node.",
+    "subscribe": "Fetch keys for an application.",
+}
+
+
+class Commands(click.Group):
+    """Subcommands by name; each module defines `command`."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"qkdnode.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qkdnode")
+def group() -> None:
+    """The agent of a trusted node in a quantum key distribution network."""
+
+
+def main() -> None:
+    """Run the command; an error of the project ends it with one line and the error's exit status."""
+    try:
+        group()
+    except QkdnodeError as error:
+        click.echo(f"qkdnode: {error}", err=True)
+        sys.exit(error.exit_status)

@@ -1,0 +1,54 @@
+"""`qkdnode provision node | application | pair`."""
+
+from pathlib import Path
+
+import click
+
+from qkdnode.node.provision import provision_application, provision_node, provision_pair
+
+directory_option = click.option(
+    "--directory",
+    default=".",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write; made with mode 0700 if it is not there.",
+)
+
+
+@click.group(name="provision")
+def command() -> None:
+    """Make the identities and keys that nodes and applications start with."""
+
+
+@command.command()
+@click.argument("name")
+@directory_option
+def node(name: str, directory: Path) -> None:
+    """Make the identity of node NAME: NAME.identity to keep, NAME.public to give to its peers and applications."""
+    for path in provision_node(name, directory):
+        click.echo(path)
+
+
+@command.command()
+@click.argument("name")
+@directory_option
+def application(name: str, directory: Path) -> None:
+    """Make the identity of application NAME: NAME.identity for it, NAME.public for its node."""
+    for path in provision_application(name, directory):
+        click.echo(path)
+
+
+@command.command()
+@click.argument("link")
+@click.argument("alice")
+@click.argument("bob")
+@click.option("--kib", default=64, show_default=True, help="Authentication key per file, in KiB.")
+@directory_option
+def pair(link: str, alice: str, bob: str, kib: int, directory: Path) -> None:
+    """Make the first authentication key of LINK between nodes ALICE (transmitter) and BOB (receiver).
+
+    Carry BOB's file to its node by a trusted courier. Each agent reads its file once, at the first start; destroy the
+    files then.
+    """
+    for path in provision_pair(link, alice, bob, directory, kib=kib):
+        click.echo(path)
