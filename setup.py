@@ -23,6 +23,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("secret", "ext/secret/secret_memory.c"),
+            extension("cascade", "ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",
