@@ -24,6 +24,7 @@ setup(
         [
             extension("secret", "ext/secret/secret_memory.c"),
             extension("sifting", "ext/sifting/sift_window.c"),
+            extension("cascade", "ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",
