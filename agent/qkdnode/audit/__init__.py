@@ -1,0 +1,1 @@
+"""The audit log: typed leaves, the Merkle tree over them, signed checkpoints, the export and its offline verifier."""
