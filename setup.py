@@ -23,6 +23,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("secret", "ext/secret/secret_memory.c"),
+            extension("packets", "ext/packets/packets_scan.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",
