@@ -15,6 +15,7 @@ from qkdnode.device.windows import (
     ReceiverWindows,
     TransmitterWindow,
     TransmitterWindows,
+    W,
 )
 from qkdnode.native import packets
 from qkdnode.native.packets import PacketScanner, ScanCounters
@@ -65,13 +66,17 @@ class Scan:
         wipe(self.patterns.data)
 
 
-class Assembly(Protocol):
+class Assembly(Protocol[W]):
     """What turns the bytes of one QKD module into Windows."""
 
     @property
     def counters(self) -> ScanCounters: ...
+    @property
+    def judgement(self) -> Judgement[W]: ...
+    @property
+    def clock(self) -> ReceiverClock | None: ...
     def expect(self, session: int) -> None: ...
-    def feed(self, data: memoryview) -> list[TransmitterWindow] | list[ReceiverWindow]: ...
+    def feed(self, data: memoryview) -> list[W]: ...
     def stop(self, reason: Discard) -> None: ...
 
 
@@ -89,6 +94,10 @@ class TransmitterAssembly:
     @property
     def judgement(self) -> Judgement[TransmitterWindow]:
         return self._windows.judgement
+
+    @property
+    def clock(self) -> None:
+        """A transmitter numbers its slots itself."""
 
     def expect(self, session: int) -> None:
         self._scan.scanner.expect(session)
@@ -124,9 +133,9 @@ class ReceiverAssembly:
         live_limit: int = DEFAULT_LIVE_LIMIT,
         waiting_limit: int = 1 << 20,
     ) -> None:
-        self.clock = clock
+        self._clock = clock
         self._scan = Scan(types(packets.TAGS, packets.SYNC, packets.GAP), feed_bytes)
-        self.windows = ReceiverWindows(slots_per_window, live_limit=live_limit)
+        self._windows = ReceiverWindows(slots_per_window, live_limit=live_limit)
         self._times: NDArray[np.uint64] = np.zeros(waiting_limit, np.uint64)
         self._patterns: Patterns = np.frombuffer(memoryview(WorkingBuffer(waiting_limit)), np.uint8)
         self._waiting = 0
@@ -137,8 +146,12 @@ class ReceiverAssembly:
         return self._scan.scanner.counters
 
     @property
+    def clock(self) -> ReceiverClock:
+        return self._clock
+
+    @property
     def judgement(self) -> Judgement[ReceiverWindow]:
-        return self.windows.judgement
+        return self._windows.judgement
 
     def expect(self, session: int) -> None:
         self._scan.scanner.expect(session)
@@ -150,15 +163,15 @@ class ReceiverAssembly:
                 self._wait(slice(start, start + count))
             elif kind == packets.SYNC:
                 complete += self._sync(start, end)
-            elif kind == packets.GAP:
+            elif kind == packets.GAP and self._clock.locked:
                 self._gaps.append((start, end, DISCARD_OF_GAP[reason]))
         self._scan.wipe()
         return complete
 
     def _wait(self, part: slice) -> None:
-        times = self._scan.times[part]
-        if not self.clock.locked:
+        if not self._clock.locked:
             return
+        times = self._scan.times[part]
         end = self._waiting + times.size
         if end > self._times.size:
             first = self._times[0] if self._waiting else times[0]
@@ -174,7 +187,7 @@ class ReceiverAssembly:
         self._waiting = 0
 
     def _sync(self, number: int, time: int) -> list[ReceiverWindow]:
-        verdict = self.clock.sync(number, time)
+        verdict = self._clock.sync(number, time)
         if verdict is Verdict.TRACKED:
             return self._place(number)
         if verdict is Verdict.REJECTED:
@@ -182,25 +195,25 @@ class ReceiverAssembly:
         self._forget()
         self._gaps.clear()
         if verdict is Verdict.LOST:
-            self.windows.stop(Discard.CLOCK)
+            self._windows.stop(Discard.CLOCK)
         if verdict is Verdict.LOCKED:
-            self.windows.start(self.clock.slot_of_pulse(number))
+            self._windows.start(self._clock.slot_of_pulse(number))
         return []
 
     def _place(self, number: int) -> list[ReceiverWindow]:
         for start, end, reason in self._gaps:
             # A slot to either side: the ends are times of tags or pulses, and lie on slots' borders.
-            self.windows.gap(self.clock.slot(start) - 1, self.clock.slot(end) + 2, reason)
+            self._windows.gap(self._clock.slot(start) - 1, self._clock.slot(end) + 2, reason)
         self._gaps.clear()
         if self._waiting:
-            slots = self.clock.slots(self._times[: self._waiting])
-            self.windows.detections(slots, self._patterns[: self._waiting])
+            slots = self._clock.slots(self._times[: self._waiting])
+            self._windows.detections(slots, self._patterns[: self._waiting])
             self._forget()
-        return self.windows.progress(self.clock.slot_of_pulse(number))
+        return self._windows.progress(self._clock.slot_of_pulse(number))
 
     def stop(self, reason: Discard) -> None:
         """The stream ends here; the next one begins with `expect`, and the clock with a search."""
         self._forget()
         self._gaps.clear()
-        self.clock.reset()
-        self.windows.stop(reason)
+        self._clock.reset()
+        self._windows.stop(reason)

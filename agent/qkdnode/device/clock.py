@@ -12,6 +12,9 @@ Times = NDArray[np.uint64]
 Slots = NDArray[np.int64]
 
 
+SLOT_LIMIT = 1 << 62
+
+
 class Verdict(Enum):
     """What one sync pulse did to the clock."""
 
@@ -120,7 +123,9 @@ class ReceiverClock:
     def _plausible(self, before: Pulse, after: Pulse) -> bool:
         pulses = after.number - before.number
         expected = pulses * self._nominal
-        return pulses > 0 and abs(after.time - before.time - expected) <= self._slack * expected + 2 * self._tolerance
+        if pulses <= 0 or self.slot_of_pulse(after.number) >= SLOT_LIMIT:
+            return False
+        return abs(after.time - before.time - expected) <= self._slack * expected + 2 * self._tolerance
 
     def _search(self, pulse: Pulse) -> bool:
         if self._pulses and not self._plausible(self._pulses[-1], pulse):

@@ -72,6 +72,7 @@ class Judgement(Generic[W]):
         self.emitted = 0
         self.discarded: Counter[Discard] = Counter()
         self.recalled_too_late = 0  # Windows that turned out bad after they were emitted
+        self.misplaced = 0  # detections that the clock placed before their forerunner: dropped
         self.next_index = 0
         self._live: WeakSet[W] = WeakSet()
         self._live_limit = live_limit
@@ -189,7 +190,6 @@ class ReceiverWindows:
         self._spoiled: list[tuple[int, int, Discard]] = []
         self._progress: int | None = None
         self._stopped: Discard | None = None
-        self.misplaced = 0  # detections that the clock placed before their forerunner
 
     def start(self, slot: int) -> None:
         """From this slot on every detection will be told."""
@@ -207,7 +207,7 @@ class ReceiverWindows:
         if self._held:
             highest = np.maximum(highest, self._slots[self._held - 1])
         in_order = slots == highest
-        self.misplaced += slots.size - int(np.count_nonzero(in_order))
+        self.judgement.misplaced += slots.size - int(np.count_nonzero(in_order))
         wanted = np.flatnonzero(in_order & (slots >= self.judgement.next_index * self.slots_per_window))
         end = self._held + wanted.size
         if end > self._slots.size:
