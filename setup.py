@@ -25,6 +25,7 @@ setup(
             extension("secret", "ext/secret/secret_memory.c"),
             extension("sifting", "ext/sifting/sift_window.c"),
             extension("cascade", "ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
+            extension("packets", "ext/packets/packets_scan.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",

@@ -1,0 +1,28 @@
+"""What a device driver raises to whoever watches."""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import msgspec
+
+
+class AlarmCode(StrEnum):
+    """Kinds of device alarm."""
+
+    DEVICE_LOST = "DEVICE_LOST"
+    DEVICE_UNHEALTHY = "DEVICE_UNHEALTHY"
+    DEVICE_PROTOCOL = "DEVICE_PROTOCOL"
+    DEVICE_GAP = "DEVICE_GAP"
+    DEVICE_CLOCK = "DEVICE_CLOCK"
+    DEVICE_RESTORED = "DEVICE_RESTORED"
+
+
+class DeviceAlarm(msgspec.Struct, frozen=True):
+    """One alarm of one device."""
+
+    code: AlarmCode
+    serial: str
+    detail: str
+
+
+OnAlarm = Callable[[DeviceAlarm], None]
