@@ -1,0 +1,1 @@
+"""QKD modules and QRNGs over USB."""
