@@ -8,14 +8,21 @@ from setuptools import Extension, setup
 COMPILE = ["-O3", "-std=gnu11", "-g0", "-Wall", "-Wextra", "-Wno-unused-function", "-fno-strict-aliasing"]
 
 
-def extension(name: str, *c_sources: str, include_dirs: tuple[str, ...] = ()) -> Extension:
+def extension(
+    name: str, *c_sources: str, include_dirs: tuple[str, ...] = (), macros: tuple[str, ...] = ()
+) -> Extension:
     """`qkdnode.native.<name>` from ext/<name>/<name>.pyx and the given C files."""
     return Extension(
         f"qkdnode.native.{name}",
         [f"ext/{name}/{name}.pyx", *c_sources],
         include_dirs=[f"ext/{name}", "ext/common", *include_dirs],
+        define_macros=[(macro, "1") for macro in macros],
         extra_compile_args=COMPILE,
-        depends=glob(f"ext/{name}/*.h") + glob("ext/common/*.h"),
+        depends=[
+            header
+            for place in (f"ext/{name}", "ext/common", *include_dirs)
+            for header in glob(f"{place}/**/*.h", recursive=True)
+        ],
     )
 
 
@@ -26,6 +33,9 @@ setup(
             extension("sifting", "ext/sifting/sift_window.c"),
             extension("cascade", "ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
             extension("packets", "ext/packets/packets_scan.c"),
+            extension(
+                "stub", *sorted(glob("firmware_stubs/*/*.c")), include_dirs=("firmware_stubs",), macros=("QMP_FAULTS",)
+            ),
         ],
         include_path=["agent"],
         build_dir="build/cython",

@@ -1,0 +1,14 @@
+#if defined(__x86_64__)
+#include <stdint.h>
+#include <string.h>
+
+#include "optics/isa.h"
+
+#define QKN_KERNEL(verb) qkn_optics_##verb##_avx2
+#define QKN_OPTICS_KERNEL qkn_optics_avx2
+#define QKN_KERNEL_NAME "avx2"
+
+QKN_ISA_BEGIN("avx2")
+#include "optics/kernel_body.h"
+QKN_ISA_END
+#endif
