@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qkdnode.audit.verifier import Report, verify_file
+from qkdnode.audit.verifier import Report, read_lines, verify
 from qkdnode.config import load_config
 from qkdnode.errors import AuditUnreadableError, ConfigError
 from qkdnode.vault.export_reader import export_audit
@@ -29,10 +29,10 @@ def export(file: Path, config_file: Path) -> None:
     click.echo(f"{file}: {leaves} entries")
 
 
-@command.command()
+@command.command(name="verify")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
-def verify(file: Path, key: str) -> None:
+def verify_command(file: Path, key: str) -> None:
     """Verify FILE against the node's public key: exit 0 valid, 1 invalid, 2 unreadable."""
     report = verify_export(file, public_key(key))
     click.echo(report)
@@ -60,6 +60,6 @@ def verify_export(file: Path, key: bytes) -> Report:
     """The verdict on an export file; AuditUnreadableError if it cannot be read."""
     try:
         with file.open("rb") as lines:
-            return verify_file(lines, key)
+            return verify(read_lines(lines), key)
     except OSError as error:
         raise AuditUnreadableError(f"{file}: {error.strerror}") from None

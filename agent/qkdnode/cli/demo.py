@@ -404,7 +404,7 @@ def last_words(result: dict[str, Any], eavesdrop: float) -> str:
     """What was seen, and where to look next."""
     if result["keys_matched"]:
         seen = (
-            f"{result['keys_matched']} keys reached both applications and were equal, {result['keys_mismatched']} were not; "
+            f"{result['keys_matched']} keys reached both applications equal, {result['keys_mismatched']} did not; "
             f"first key after {result['first_key_seconds']:.1f} s, {result['sifted_mbps']} Mbit/s sifted, "
             f"QBER {result['qber']:.2%}; the audit logs {'verify' if result['audit_verified'] else 'DO NOT verify'}."
         )
@@ -413,8 +413,8 @@ def last_words(result: dict[str, Any], eavesdrop: float) -> str:
     else:
         seen = f"No key was made; alarms: {result['alarms']}."
     return (
-        f"\n{seen}\nNext: `qkdnode demo --eavesdrop 1.0` shows what an eavesdropper changes; README.md says how to run a "
-        "node for real, docs/architecture.md how it is built, docs/protocol.md what the nodes say to each other."
+        f"\n{seen}\nNext: `qkdnode demo --eavesdrop 1.0` shows what an eavesdropper changes; README.md says how to run "
+        "a node for real, docs/architecture.md how it is built, docs/protocol.md what the nodes say to each other."
     )
 
 
@@ -446,7 +446,7 @@ def command(seconds: float, eavesdrop: float, eavesdrop_p_z: float | None, seed:
             for node in NODES:
                 if processes[node].child.poll() is None:
                     processes[node].child.send_signal(signal.SIGTERM)
-            clean = all([processes[node].wait(STOP_S) for node in NODES])
+            ended = [processes[node].wait(STOP_S) for node in NODES]
             for application in NODES.values():
                 processes[application].end(signal.SIGTERM, 5)
             errors = [line for process in processes.values() for line in process.errors]
@@ -457,5 +457,5 @@ def command(seconds: float, eavesdrop: float, eavesdrop_p_z: float | None, seed:
     if not as_json:
         click.echo(last_words(result, eavesdrop))
     click.echo(json.dumps(result))
-    if early or not clean or (not eavesdrop and not result["keys_matched"]) or result["keys_mismatched"]:
+    if early or not all(ended) or (not eavesdrop and not result["keys_matched"]) or result["keys_mismatched"]:
         sys.exit(1)

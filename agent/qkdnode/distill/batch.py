@@ -4,6 +4,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, ClassVar
 
+import msgspec
+
 from qkdnode.distill.amplification import AmplifyJob, bits_in, secret_length
 from qkdnode.distill.effects import (
     Alarmed,
@@ -225,13 +227,13 @@ class Machine:
     def verified(self, batch: Batch, block: Block) -> Effects:
         """Count and book a verified Block."""
         batch.tally.add_block(block.cut.bits, block.errors)
-        batch.ledger.add_block(
-            alice_bits=block.alice_bits,
-            bob_bits=block.bob_bits,
-            opened_bits=block.opened_bits,
-            tag_bits=block.tag_bits,
-            outcome_bits=block.outcome_bits,
-        )
+        ledger = batch.ledger
+        ledger.add_parities(block.number, alice_bits=block.alice_bits, bob_bits=block.bob_bits)
+        ledger.add_tag(block.number, block.tag_bits)
+        ledger.add_outcome(block.number, block.outcome_bits)
+        if block.failed:
+            # How many of Alice's parities were of the opened Frames is not counted apart: all of them stay booked.
+            ledger.open_frame(block.number, frame_bits=block.opened_bits, alice_bits=0)
         effects: Effects = [
             BlockVerified(
                 batch.number,
@@ -259,8 +261,7 @@ class Machine:
 
     def disclosure_of(self, batch: Batch) -> Disclosure:
         """The closed ledger as it goes over the wire."""
-        totals = batch.ledger.totals()
-        return Disclosure(totals.alice_bits, totals.bob_bits, totals.opened_bits, totals.tag_bits, totals.outcome_bits)
+        return Disclosure(**msgspec.structs.asdict(batch.ledger.totals()))
 
     def facts_of(self, batch: Batch) -> BatchFacts:
         """How the Batch was made."""

@@ -40,7 +40,7 @@ from qkdnode.ids import BOB
 from qkdnode.native.cascade import schedule
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.native.sifting import Listing, Sifted, apply_answer, list_detections
-from qkdnode.secrecy.ledger import Ledger
+from qkdnode.secrecy.ledger import booked_fields
 from qkdnode.wire.messages import (
     Amplify,
     BatchAbandoned,
@@ -324,18 +324,9 @@ class Bob(Machine):
 
     def _disclosed(self, batch: Batch) -> int:
         """What the verified Blocks have disclosed so far, under the booking in force."""
-        ledger = Ledger()
-        for block in batch.blocks:
-            if block.stage is Stage.VERIFIED:
-                ledger.add_block(
-                    alice_bits=block.alice_bits,
-                    bob_bits=block.bob_bits,
-                    opened_bits=block.opened_bits,
-                    tag_bits=block.tag_bits,
-                    outcome_bits=block.outcome_bits,
-                )
-        ledger.close()
-        return ledger.disclosed(self.settings.agreed.booking)
+        fields = booked_fields(self.settings.agreed.booking)
+        rows = [batch.ledger.block(number) for number in batch.ledger.blocks]
+        return sum(getattr(row, field) for row in rows for field in fields)
 
     def _end(self, batch: Batch) -> Effects:
         batch.phase = Phase.ENDED

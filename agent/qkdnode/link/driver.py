@@ -261,11 +261,16 @@ class Link:
                     self._end_session("the hash key has served its time")
                 if self._unsettled and now - self._resent_ns > RESEND_PENDING_S * 1e9:
                     await self._resend_pending()
-            elif self._channel.connected and now >= self._next_attempt_ns and self._session.state is not State.FAILED:
-                if self._session.state is State.IDLE or now - self._handshake_ns > HANDSHAKE_S * 1e9:
-                    self._handshake_ns = now
-                    self._back_off()
-                    await self._follow(self._session.begin(tuple(self._unsettled)))
+            elif self._may_greet(now):
+                self._handshake_ns = now
+                self._back_off()
+                await self._follow(self._session.begin(tuple(self._unsettled)))
+
+    def _may_greet(self, now_ns: int) -> bool:
+        """Whether to begin a session: connected, not held back, and no handshake under way that may still succeed."""
+        if not self._channel.connected or now_ns < self._next_attempt_ns or self._session.state is State.FAILED:
+            return False
+        return self._session.state is State.IDLE or now_ns - self._handshake_ns > HANDSHAKE_S * 1e9
 
     # --- frames ----------------------------------------------------------------------------------------------------
 
@@ -289,7 +294,8 @@ class Link:
             if isinstance(message, Hello):
                 await self._follow(self._session.hello(frame))
             elif isinstance(message, BatchClaim):
-                assert isinstance(self._machine, Alice) and frame.trailer is not None
+                assert isinstance(self._machine, Alice)
+                assert frame.trailer is not None
                 self._execute(self._machine.claimed(message, frame.trailer.tag))
                 self._drain()
             elif frame.kind.protection is Protection.VAULT:
@@ -434,7 +440,7 @@ class Link:
         if effect.batch is not None:
             self._log.warning("batch discarded", batch=effect.batch, reason=effect.reason, bits=effect.bits)
             self._around.record(
-                "link.batch-discarded", self.name, {"reason": effect.reason, "bits": effect.bits, "batch": effect.batch}
+                "link.batch_discarded", self.name, {"reason": effect.reason, "bits": effect.bits, "batch": effect.batch}
             )
 
     def _do_alarmed(self, effect: fx.Alarmed) -> None:

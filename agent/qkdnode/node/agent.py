@@ -399,9 +399,10 @@ class Agent:
         return {
             "time_ns": self._clock_ns(),
             "node": self._config.node.name,
+            "topic": kind.partition(".")[0],
             "kind": kind,
             "subject": subject,
-            "outcome": outcome or "done",
+            "outcome": outcome,
             "details": details or {},
         }
 
