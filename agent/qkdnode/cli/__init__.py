@@ -1,0 +1,1 @@
+"""The commands of qkdnode, one file each."""
