@@ -92,6 +92,7 @@ class Subscriber:
         self._spoke_s = 0.0
         self._session_discards = 0
         self.subscribed = False
+        self.failure = ""  # why the last unusable frame was not used
         self.discarded = 0
         self.repeated = 0
         self.sessions = 0
@@ -133,7 +134,8 @@ class Subscriber:
         """What follows from a frame."""
         try:
             return self._take(decode_outer(frame), now_s)
-        except (RemoteProtocolError, AuthenticationError):
+        except (RemoteProtocolError, AuthenticationError) as error:
+            self.failure = str(error)
             return self._discard(now_s)
 
     def tick(self, now_s: float) -> list[Outcome]:

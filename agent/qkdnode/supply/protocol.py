@@ -147,7 +147,8 @@ class Attendant:
         return self._seal(Subscribed(self._alive_ms))
 
     def refuse(self, reason: str) -> bytes:
-        """Refuse a subscription; the frame to send."""
+        """Refuse a subscription, or end it for good; the frame to send."""
+        self.subscription = None
         return self._seal(SubscribeRefused(reason[:256]))
 
     def send_key(self, delivery: Delivery, material: SecretBuffer, now_s: float) -> bytes:
@@ -156,9 +157,7 @@ class Attendant:
         if subscription is None or delivery.association != subscription.association:
             raise LocalProtocolError(f"key {delivery.key_id} is not for this subscription of {self.application.name}")
         if len(material) * 8 != delivery.size_bits:
-            raise LocalProtocolError(
-                f"key {delivery.key_id} holds {len(material)} bytes, not {delivery.size_bits} bits"
-            )
+            raise LocalProtocolError(f"key {delivery.key_id} has {len(material)} bytes, not {delivery.size_bits} bits")
         earlier = subscription.sent.get(delivery.key_id)
         if earlier is None and subscription.room <= 0:
             raise LocalProtocolError(f"{self.application.name} has no credit left")
@@ -198,10 +197,14 @@ class Attendant:
 
     def tick(self, now_s: float) -> list[Outcome]:
         """What follows from the time."""
-        if self.subscription is not None and now_s - self._heard_s >= self._lapse_s:
-            return self._end(f"nothing heard for {self._lapse_s:g} s")
-        if self._session is not None and self._session.is_used_up(now_s):
-            return [Reply(encode(Unknown(self._session.identifier))), *self.close("the session is used up")]
+        if self._session is None:
+            return []
+        # The Unknown makes an application that is there after all open a new session.
+        farewell = Reply(encode(Unknown(self._session.identifier)))
+        if now_s - self._heard_s >= self._lapse_s:
+            return [farewell, *self.close(f"nothing heard for {self._lapse_s:g} s")]
+        if self._session.is_used_up(now_s):
+            return [farewell, *self.close("the session is used up")]
         return []
 
     def close(self, reason: str) -> list[Outcome]:
