@@ -218,17 +218,13 @@ class AsyncSubscription:
         self._arrived.clear()
         self._wake()
 
-    def _acknowledge(self, key_id: KeyId) -> None:
+    def acknowledge(self, key_id: KeyId) -> None:
+        """Acknowledge a key by its id; must run in the event loop."""
         self._unsaid.append(key_id)
         if len(self._unsaid) * 4 >= self._credit:
             self._flush()
         elif self._flush_timer is None and not self._closed:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
-
-    def acknowledge_all(self, key_ids: list[KeyId]) -> None:
-        """Acknowledge keys by id, together; must run in the event loop."""
-        self._unsaid.extend(key_ids)
-        self._flush()
 
     def _flush(self) -> None:
         if self._flush_timer is not None:
@@ -274,7 +270,7 @@ class AsyncSubscription:
                 case Transmit(frame):
                     self._send(frame)
                 case KeyArrived():
-                    self._arrived.append(Key(outcome, self._acknowledge))
+                    self._arrived.append(Key(outcome, self.acknowledge))
                     self._wake()
                 case Refusal(reason):
                     self._fail(AccessDeniedError(f"node {self._node.name} refuses {self._identity.name}: {reason}"))
@@ -396,10 +392,8 @@ class Subscription:
             self._loop.call_soon_threadsafe(self._say_done)
 
     def _say_done(self) -> None:
-        said = []
         while self._done:
-            said.append(self._done.popleft())
-        self._inner.acknowledge_all(said)
+            self._inner.acknowledge(self._done.popleft())
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
