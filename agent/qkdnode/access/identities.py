@@ -1,0 +1,49 @@
+"""Public identities of nodes and applications: what one side must know of the other before it listens to it."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from qkdnode.config import Name
+from qkdnode.errors import ConfigError
+
+# 40 characters of Z85 (ZeroMQ RFC 32) are 32 bytes; 44 of base64 likewise.
+CurveText = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}$")]
+Ed25519Text = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z+/]{43}=$")]
+
+
+class PublicIdentity(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+    """A name and the two public keys that prove it: CURVE on the connection, Ed25519 in the session's handshake."""
+
+    name: Name
+    curve: CurveText
+    ed25519: Ed25519Text
+
+
+class NodeIdentity(PublicIdentity, frozen=True, kw_only=True, tag="node"):
+    """A trusted node."""
+
+
+class ApplicationIdentity(PublicIdentity, frozen=True, kw_only=True, tag="application"):
+    """A peer that is supplied with keys."""
+
+
+Identity = NodeIdentity | ApplicationIdentity
+_decoder: msgspec.json.Decoder[Identity] = msgspec.json.Decoder(Identity)
+MAX_PUBLIC_BYTES = 4096
+
+
+def encode_public(identity: Identity) -> bytes:
+    """The contents of a NAME.public file."""
+    return msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
+
+
+def decode_public(data: bytes, source: str) -> Identity:
+    """The identity in a NAME.public file; ConfigError names `source` and the field at fault."""
+    if len(data) > MAX_PUBLIC_BYTES:
+        raise ConfigError(f"{source} is {len(data)} bytes long and no public identity: give the file NAME.public")
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{source} is not a public identity ({error}): give the file NAME.public") from None

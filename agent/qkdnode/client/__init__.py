@@ -1,0 +1,31 @@
+"""Keys for an application: what a subscribing peer imports.
+
+    from qkdnode.client import subscribe
+
+    with subscribe(
+        "tcp://node-a:5570",
+        identity="app-1.identity",     # made by `qkdnode provision`, known to the node by its app-1.public
+        node="node-a.public",          # the node that must answer
+        remote="app-2",                # who holds the same keys
+        link="a-b",                    # the QKD link they come from
+        timeout=30.0,
+    ) as keys:
+        for key in keys:
+            with key:                  # wipes key.material at the end
+                use(key.id, memoryview(key.material))
+
+Asking for the next key acknowledges the last one: the node then destroys its copy and never sends it again. A key that
+was not acknowledged when the application ends is sent to its next subscription. The connection is made anew by itself,
+and no key comes twice. `AsyncSubscription` is the same for asyncio.
+"""
+
+from qkdnode.client.subscription import (
+    AsyncSubscription,
+    Key,
+    NoKeyError,
+    Subscription,
+    SubscriptionStatistics,
+    subscribe,
+)
+
+__all__ = ["AsyncSubscription", "Key", "NoKeyError", "Subscription", "SubscriptionStatistics", "subscribe"]

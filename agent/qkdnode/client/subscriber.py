@@ -1,0 +1,223 @@
+"""The application's end of one connection: sans-IO, time comes in, frames and keys go out."""
+
+from collections import OrderedDict
+
+import msgspec
+
+from qkdnode.access.identities import NodeIdentity
+from qkdnode.channel.identity import OwnIdentity
+from qkdnode.channel.session import DrawInto, Opening, Session, draw_from_system
+from qkdnode.errors import AuthenticationError, RemoteProtocolError
+from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.wire.supply import (
+    MAX_IDS,
+    Accept,
+    Acknowledge,
+    Alive,
+    FromApplication,
+    KeyBody,
+    Open,
+    Recorded,
+    Refused,
+    Sealed,
+    Subscribe,
+    Subscribed,
+    SubscribeRefused,
+    Unknown,
+    Unsubscribe,
+    association_of,
+    decode_from_node,
+    decode_outer,
+    encode,
+)
+
+ANSWER_WAIT_S = 3.0  # then an Open or a Subscribe is repeated
+MAX_DISCARDS = 64  # of one session; then a new one is opened
+REMEMBERED_IDS = 65_536
+
+
+class Transmit(msgspec.Struct, frozen=True):
+    """Send this frame."""
+
+    frame: bytes
+
+
+class KeyArrived(msgspec.Struct, frozen=True):
+    """A key that was never reported before; its material is the receiver's."""
+
+    key_id: KeyId
+    association: Association
+    size_bits: int
+    key_class: str
+    material: SecretBuffer
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The node will not supply: asking again will not help."""
+
+    reason: str
+
+
+Outcome = Transmit | KeyArrived | Refusal
+
+
+class Subscriber:
+    """Opens, subscribes, and sees to it that each key is reported once, until it is closed.
+
+    An id is remembered from its first arrival until the node has journalled its acknowledgement. Repeats are not
+    reported, and acknowledged again if the first was. At most 65,536 acknowledged ids wait for that; the oldest goes.
+    """
+
+    def __init__(
+        self,
+        application: OwnIdentity,
+        node: NodeIdentity,
+        *,
+        remote: str,
+        link: str,
+        size_bits: int,
+        credit: int,
+        draw_into: DrawInto = draw_from_system,
+    ) -> None:
+        self._application, self._node = application, node
+        self._wanted = Subscribe(remote, link, size_bits, credit)
+        self._association = Association(application.name, remote, link)
+        self._draw_into = draw_into
+        self._opening: Opening | None = None
+        self._session: Session | None = None
+        self._held: set[KeyId] = set()
+        self._acknowledged: OrderedDict[KeyId, None] = OrderedDict()
+        self._alive_s: float | None = None
+        self._spoke_s = 0.0
+        self._session_discards = 0
+        self.subscribed = False
+        self.failure = ""  # why the last unusable frame was not used
+        self.discarded = 0
+        self.repeated = 0
+        self.sessions = 0
+
+    def connect(self, now_s: float) -> list[Outcome]:
+        """A connection stands: open a session on it."""
+        self.disconnect()
+        self._opening = Opening(self._application, self._node, self._draw_into)
+        self._spoke_s = now_s
+        return [Transmit(encode(self._opening.message))]
+
+    def disconnect(self) -> None:
+        """The connection is gone, and its session with it."""
+        if self._session is not None:
+            self._session.release()
+        self._session = self._opening = None
+        self.subscribed = False
+        self._session_discards = 0
+
+    def acknowledge(self, key_ids: list[KeyId], now_s: float) -> list[Outcome]:
+        """The application has these keys; without a session the node learns it when it sends them again."""
+        for key_id in key_ids:
+            self._held.discard(key_id)
+            self._acknowledged[key_id] = None
+        while len(self._acknowledged) > REMEMBERED_IDS:
+            self._acknowledged.popitem(last=False)
+        if not self.subscribed:
+            return []
+        return [
+            self._say(Acknowledge(tuple(key_id.bytes for key_id in key_ids[start : start + MAX_IDS])), now_s)
+            for start in range(0, len(key_ids), MAX_IDS)
+        ]
+
+    def unsubscribe(self, now_s: float) -> list[Outcome]:
+        """Ask for no more keys."""
+        return [self._say(Unsubscribe(), now_s)] if self.subscribed else []
+
+    def receive(self, frame: bytes, now_s: float) -> list[Outcome]:
+        """What follows from a frame."""
+        try:
+            return self._take(decode_outer(frame), now_s)
+        except (RemoteProtocolError, AuthenticationError) as error:
+            self.failure = str(error)
+            return self._discard(now_s)
+
+    def tick(self, now_s: float) -> list[Outcome]:
+        """What follows from the time: a repeated question, a sign of life, a new session."""
+        if self._opening is None and self._session is None:
+            return []
+        quiet_s = now_s - self._spoke_s
+        if self._session is None:
+            return self.connect(now_s) if quiet_s >= ANSWER_WAIT_S else []
+        if self._session.is_used_up(now_s):
+            return self.connect(now_s)
+        if not self.subscribed:
+            return [self._say(self._wanted, now_s)] if quiet_s >= ANSWER_WAIT_S else []
+        if self._alive_s is not None and quiet_s >= self._alive_s:
+            return [self._say(Alive(), now_s)]
+        return []
+
+    def _take(self, message: Open | Accept | Refused | Unknown | Sealed, now_s: float) -> list[Outcome]:
+        if isinstance(message, Accept):
+            return self._begin(message, now_s)
+        if isinstance(message, Refused):
+            return [Refusal(message.reason)] if self._opening is not None else self._discard(now_s)
+        if isinstance(message, Unknown):
+            if self._session is not None and message.session == self._session.identifier:
+                return self.connect(now_s)
+            return self._discard(now_s)
+        if isinstance(message, Sealed) and self._session is not None:
+            body, material = self._session.open(message)
+            return self._act(body, material, now_s)
+        return self._discard(now_s)
+
+    def _begin(self, answer: Accept, now_s: float) -> list[Outcome]:
+        if self._opening is None:
+            return self._discard(now_s)
+        self._session = self._opening.finish(answer, now_s)
+        self._opening = None
+        self.sessions += 1
+        return [self._say(self._wanted, now_s)]
+
+    def _act(self, data: bytes, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
+        try:
+            body = decode_from_node(data)
+            if isinstance(body, KeyBody):
+                taken, material = material, None
+                return self._take_key(body, taken, now_s)
+        finally:
+            if material is not None:
+                material.release()
+        if isinstance(body, Recorded):
+            for raw in body.key_ids:
+                self._acknowledged.pop(KeyId(bytes=raw), None)
+        elif isinstance(body, Subscribed):
+            self.subscribed = True
+            self._alive_s = body.alive_ms / 1000
+        elif isinstance(body, SubscribeRefused):
+            return [Refusal(body.reason)]
+        return []
+
+    def _take_key(self, body: KeyBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
+        key_id = KeyId(bytes=body.key_id)
+        repeated = key_id in self._held or key_id in self._acknowledged
+        fits = (
+            material is not None and len(material) * 8 == body.size_bits and association_of(body) == self._association
+        )
+        if material is None or repeated or not fits:
+            if material is not None:
+                material.release()
+            if not repeated:
+                return self._discard(now_s)
+            self.repeated += 1
+            return self.acknowledge([key_id], now_s) if key_id in self._acknowledged else []
+        self._held.add(key_id)
+        return [KeyArrived(key_id, association_of(body), body.size_bits, body.key_class, material)]
+
+    def _discard(self, now_s: float) -> list[Outcome]:
+        self.discarded += 1
+        self._session_discards += 1
+        if self._session is None or self._session_discards <= MAX_DISCARDS:
+            return []
+        return self.connect(now_s)
+
+    def _say(self, body: FromApplication, now_s: float) -> Transmit:
+        assert self._session is not None
+        self._spoke_s = now_s
+        return Transmit(self._session.seal(body))

@@ -1,0 +1,1 @@
+"""The key supply agent: keys to the applications that subscribe, over ZeroMQ."""

@@ -1,0 +1,303 @@
+"""The node's end of one application's connection: sans-IO, time comes in, frames and outcomes go out.
+
+A new Open is a candidate until a message verifies under it: a repeated Open cannot end a session that works.
+"""
+
+import msgspec
+
+from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.channel.identity import OwnIdentity
+from qkdnode.channel.session import DrawInto, Session, accept
+from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyError, RemoteProtocolError
+from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.requests import Delivery
+from qkdnode.wire.supply import (
+    Acknowledge,
+    Alive,
+    FromNode,
+    Open,
+    Recorded,
+    Refused,
+    Sealed,
+    Subscribe,
+    Subscribed,
+    SubscribeRefused,
+    Unknown,
+    Unsubscribe,
+    decode_from_application,
+    decode_outer,
+    encode,
+    key_body,
+)
+
+MAX_DISCARDS = 64  # of one session; then it is dropped, and the application opens another
+RESEND_MAX_S = 60.0
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Send this frame."""
+
+    frame: bytes
+
+
+class SubscriptionWanted(msgspec.Struct, frozen=True):
+    """Decide, then call `subscribe` or `refuse`."""
+
+    association: Association
+    size_bits: int
+    credit: int
+
+
+class KeysAcknowledged(msgspec.Struct, frozen=True):
+    """Journal these, then call `record`; or `retry` if that fails."""
+
+    key_ids: tuple[KeyId, ...]
+
+
+class SubscriptionEnded(msgspec.Struct, frozen=True):
+    """The subscription is over; keys that were not acknowledged are sent anew to the next one."""
+
+    association: Association
+    reason: str
+
+
+class OpenRefused(msgspec.Struct, frozen=True):
+    """An Open was not accepted; the answer is the Reply beside it."""
+
+    reason: str
+
+
+class Discarded(msgspec.Struct, frozen=True):
+    """A frame was not used."""
+
+    reason: str
+
+
+Outcome = Reply | SubscriptionWanted | KeysAcknowledged | SubscriptionEnded | OpenRefused | Discarded
+
+
+class Sent(msgspec.Struct):
+    """A key that was sent and is not acknowledged."""
+
+    delivery: Delivery
+    due_s: float
+    pause_s: float
+
+
+class Subscription(msgspec.Struct):
+    """What one connection is supplied with, and what it has not yet acknowledged."""
+
+    association: Association
+    size_bits: int
+    credit: int
+    sent: dict[KeyId, Sent]
+    settling: dict[KeyId, Sent]  # acknowledged, not yet journalled
+
+    @property
+    def room(self) -> int:
+        """How many more keys may be sent."""
+        return self.credit - len(self.sent) - len(self.settling)
+
+
+class Attendant:
+    """Serves one connection of one application, whose name the Gate has tied to its CURVE key."""
+
+    def __init__(
+        self,
+        node: OwnIdentity,
+        application: ApplicationIdentity,
+        *,
+        draw_into: DrawInto,
+        alive_ms: int,
+        lapse_s: float,
+        resend_s: float,
+        key_class: str,
+        now_s: float,
+    ) -> None:
+        self._node, self.application = node, application
+        self._draw_into = draw_into
+        self._alive_ms, self._lapse_s, self._resend_s = alive_ms, lapse_s, resend_s
+        self._key_class = key_class
+        self._session: Session | None = None
+        self._candidate: Session | None = None
+        self._discards = 0
+        self._heard_s = now_s
+        self.subscription: Subscription | None = None
+
+    def receive(self, frame: bytes, now_s: float) -> list[Outcome]:
+        """What follows from a frame."""
+        try:
+            message = decode_outer(frame)
+        except RemoteProtocolError as error:
+            return self._discard(str(error))
+        if isinstance(message, Open):
+            return self._open(message, now_s)
+        if isinstance(message, Sealed):
+            return self._unseal(message, now_s)
+        return self._discard(f"{type(message).__name__} comes from nodes only")
+
+    def subscribe(self, wanted: SubscriptionWanted) -> bytes:
+        """Grant a subscription (or confirm the present one); the frame to send."""
+        present = self.subscription
+        if present is None:
+            self.subscription = Subscription(wanted.association, wanted.size_bits, wanted.credit, {}, {})
+        else:
+            present.credit = wanted.credit
+        return self._seal(Subscribed(self._alive_ms))
+
+    def refuse(self, reason: str) -> bytes:
+        """Refuse a subscription, or end it for good; the frame to send."""
+        self.subscription = None
+        return self._seal(SubscribeRefused(reason[:256]))
+
+    def send_key(self, delivery: Delivery, material: SecretBuffer, now_s: float) -> bytes:
+        """Seal a key, new or sent before; the frame to send. The caller keeps `material`."""
+        subscription = self.subscription
+        if subscription is None or delivery.association != subscription.association:
+            raise LocalProtocolError(f"key {delivery.key_id} is not for this subscription of {self.application.name}")
+        if len(material) * 8 != delivery.size_bits:
+            raise LocalProtocolError(f"key {delivery.key_id} has {len(material)} bytes, not {delivery.size_bits} bits")
+        earlier = subscription.sent.get(delivery.key_id)
+        if earlier is None and subscription.room <= 0:
+            raise LocalProtocolError(f"{self.application.name} has no credit left")
+        body = key_body(delivery.key_id, delivery.association, delivery.size_bits, self._key_class)
+        frame = self._seal(body, material)
+        pause = self._resend_s if earlier is None else min(2 * earlier.pause_s, RESEND_MAX_S)
+        subscription.sent[delivery.key_id] = Sent(delivery, now_s + pause, pause)
+        return frame
+
+    def record(self, key_ids: tuple[KeyId, ...]) -> bytes | None:
+        """The acknowledgement of these is journalled; the frame to send, unless the subscription has ended."""
+        if self.subscription is None:
+            return None
+        for key_id in key_ids:
+            self.subscription.settling.pop(key_id, None)
+        return self._seal(Recorded(tuple(key_id.bytes for key_id in key_ids)))
+
+    def retry(self, key_ids: tuple[KeyId, ...], now_s: float) -> None:
+        """Journalling these failed: they are sent again when due, and acknowledged again."""
+        if self.subscription is None:
+            return
+        for key_id in key_ids:
+            if sent := self.subscription.settling.pop(key_id, None):
+                sent.due_s = now_s + sent.pause_s
+                self.subscription.sent[key_id] = sent
+
+    def forget(self, key_id: KeyId) -> None:
+        """A sent key is no longer supplied (revoked or expired)."""
+        if self.subscription is not None:
+            self.subscription.sent.pop(key_id, None)
+
+    def due(self, now_s: float) -> list[Delivery]:
+        """Keys to send again."""
+        if self.subscription is None:
+            return []
+        return [sent.delivery for sent in self.subscription.sent.values() if sent.due_s <= now_s]
+
+    def tick(self, now_s: float) -> list[Outcome]:
+        """What follows from the time."""
+        if self._session is None:
+            return []
+        # The Unknown makes an application that is there after all open a new session.
+        farewell = Reply(encode(Unknown(self._session.identifier)))
+        if now_s - self._heard_s >= self._lapse_s:
+            return [farewell, *self.close(f"nothing heard for {self._lapse_s:g} s")]
+        if self._session.is_used_up(now_s):
+            return [farewell, *self.close("the session is used up")]
+        return []
+
+    def close(self, reason: str) -> list[Outcome]:
+        """End everything and wipe the session's keys."""
+        outcomes = self._end(reason)
+        for session in (self._session, self._candidate):
+            if session is not None:
+                session.release()
+        self._session = self._candidate = None
+        return outcomes
+
+    def _open(self, message: Open, now_s: float) -> list[Outcome]:
+        try:
+            answer, session = accept(message, self._node, self.application, self._draw_into, now_s)
+        except (AuthenticationError, RemoteProtocolError) as error:
+            reason = str(error)
+        except NoEntropyError:
+            reason = f"node {self._node.name} has no healthy source of random numbers; try again later"
+        else:
+            if self._candidate is not None:
+                self._candidate.release()
+            self._candidate = session
+            return [Reply(encode(answer))]
+        return [OpenRefused(reason), Reply(encode(Refused(reason[:256])))]
+
+    def _unseal(self, message: Sealed, now_s: float) -> list[Outcome]:
+        session = next(
+            (s for s in (self._session, self._candidate) if s is not None and s.identifier == message.session), None
+        )
+        if session is None:
+            return [*self._discard("a message of an unknown session"), Reply(encode(Unknown(message.session)))]
+        try:
+            body, material = session.open(message)
+        except (AuthenticationError, RemoteProtocolError) as error:
+            return self._discard(str(error))
+        outcomes = self._promote(session) if session is self._candidate else []
+        self._heard_s = now_s
+        if material is not None:
+            material.release()
+            return outcomes + self._discard("an application sent a key")
+        try:
+            return outcomes + self._act(decode_from_application(body))
+        except RemoteProtocolError as error:
+            return outcomes + self._discard(str(error))
+
+    def _act(self, body: Subscribe | Acknowledge | Alive | Unsubscribe) -> list[Outcome]:
+        if isinstance(body, Subscribe):
+            return self._want(body)
+        if isinstance(body, Acknowledge):
+            return self._acknowledge(body)
+        return self._end("unsubscribed") if isinstance(body, Unsubscribe) else []
+
+    def _want(self, body: Subscribe) -> list[Outcome]:
+        association = Association(self.application.name, body.remote, body.link)
+        present = self.subscription
+        changed = present is not None and (present.association, present.size_bits) != (association, body.size_bits)
+        ended = self._end("replaced by another subscription") if changed else []
+        return [*ended, SubscriptionWanted(association, body.size_bits, body.credit)]
+
+    def _acknowledge(self, body: Acknowledge) -> list[Outcome]:
+        if self.subscription is None:
+            return self._discard("an acknowledgement without a subscription")
+        sent, settling = self.subscription.sent, self.subscription.settling
+        known = tuple(key_id for key_id in dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids) if key_id in sent)
+        for key_id in known:
+            settling[key_id] = sent.pop(key_id)
+        # An id that is not waiting was acknowledged before: the answer to that is on its way.
+        return [KeysAcknowledged(known)] if known else []
+
+    def _promote(self, session: Session) -> list[Outcome]:
+        outcomes = self._end("the application opened a new session")
+        if self._session is not None:
+            self._session.release()
+        self._session, self._candidate, self._discards = session, None, 0
+        return outcomes
+
+    def _end(self, reason: str) -> list[Outcome]:
+        if self.subscription is None:
+            return []
+        ended = SubscriptionEnded(self.subscription.association, reason)
+        self.subscription = None
+        return [ended]
+
+    def _discard(self, reason: str) -> list[Outcome]:
+        self._discards += 1
+        if self._discards <= MAX_DISCARDS:
+            return [Discarded(reason)]
+        self._discards = 0
+        dropped = self._session
+        outcomes: list[Outcome] = [Discarded(reason), *self.close(f"more than {MAX_DISCARDS} unusable messages")]
+        return outcomes if dropped is None else [*outcomes, Reply(encode(Unknown(dropped.identifier)))]
+
+    def _seal(self, body: FromNode, material: SecretBuffer | None = None) -> bytes:
+        if self._session is None:
+            raise LocalProtocolError(f"{self.application.name} has no session")
+        return self._session.seal(body, material)

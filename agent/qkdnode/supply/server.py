@@ -1,0 +1,441 @@
+"""The supply of keys over ZeroMQ: one ROUTER, one Attendant per connection, keys named by the vault's outboxes."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Self
+
+import msgspec
+
+from qkdnode.access.allowlist import AllowList
+from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.channel.identity import OwnIdentity
+from qkdnode.channel.listener import Listener, Peer
+from qkdnode.channel.session import DrawInto
+from qkdnode.channel.socket import Limits
+from qkdnode.errors import ChannelError, VaultError
+from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.supply.protocol import (
+    Attendant,
+    Discarded,
+    KeysAcknowledged,
+    OpenRefused,
+    Outcome,
+    Reply,
+    SubscriptionEnded,
+    SubscriptionWanted,
+)
+from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenKey, Request
+from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES
+
+DOMAIN = "qkdnode.supply"
+CONNECTIONS_PER_APPLICATION = 16
+OPENED_TOGETHER = 32  # keys unsealed at the same time for one connection
+OUTBOX_PAGE = 256
+LIMITS = Limits(max_message_bytes=MAX_SUPPLY_BYTES, high_water=2 * MAX_CREDIT)
+
+Ask = Callable[[Request], Awaitable[Any]]
+Details = dict[str, str | int | float | bool | None]
+Record = Callable[[str, str, str, Details], Awaitable[None]]  # kind, subject, outcome, details
+
+
+class SubscriptionState(msgspec.Struct, frozen=True):
+    """What the link must know of an application: whether it is there, and what it accepts."""
+
+    association: Association
+    connected: bool
+    size_bits: int
+    credit: int
+
+
+class SupplyStatistics(msgspec.Struct, kw_only=True):
+    """Counts since the start."""
+
+    connections: int = 0
+    refused_connections: int = 0  # failed handshakes of the transport
+    refused_sessions: int = 0
+    refused_subscriptions: int = 0
+    subscriptions: int = 0
+    ended: int = 0
+    keys_sent: int = 0
+    keys_sent_again: int = 0
+    keys_delivered: int = 0
+    keys_not_opened: int = 0  # refused by the vault: revoked, expired, already delivered
+    failed_records: int = 0  # acknowledgements or events that the vault would not journal
+    discarded: int = 0
+
+
+class Connection:
+    """One connection's Attendant, its tasks, and how far it has read the outbox."""
+
+    def __init__(self, peer: Peer, attendant: Attendant) -> None:
+        self.peer, self.attendant = peer, attendant
+        self.wanted = asyncio.Event()
+        self.acknowledged: list[KeyId] = []
+        self.settling = False
+        self.delivering: asyncio.Task[None] | None = None
+        self.waiting: list[Delivery] = []
+        self.after = 0
+
+    @property
+    def application(self) -> str:
+        """The application's name, as the Gate ties it to the CURVE key."""
+        return self.attendant.application.name
+
+
+class SupplyServer:
+    """Supplies provisioned applications, each with its own keys and with nothing of anybody else's.
+
+    `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
+    `on_subscription` is told when one begins, changes and ends. `record` journals access events. At most `credit` keys
+    of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
+    `lapse_s` is taken as gone.
+    """
+
+    def __init__(
+        self,
+        node: OwnIdentity,
+        applications: AllowList[ApplicationIdentity],
+        *,
+        ask: Ask,
+        draw_into: DrawInto,
+        decide: Callable[[Association, int], str | None],
+        on_subscription: Callable[[SubscriptionState], None],
+        record: Record,
+        key_class: str,
+        lapse_s: float = 15.0,
+        resend_s: float = 5.0,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self._node, self._applications = node, applications
+        self._ask, self._draw_into, self._decide = ask, draw_into, decide
+        self._on_subscription, self._record = on_subscription, record
+        self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
+        self._connections: dict[bytes, Connection] = {}
+        self._statistics = SupplyStatistics()
+        self._throttle = Throttle(burst=10, per_s=1.0)
+        self._errands: set[asyncio.Task[None]] = set()
+        self._moved = asyncio.Event()
+        self._listener: Listener | None = None
+        self._clock: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it listens, the port in place of `*`."""
+        if self._listener is None:
+            raise ChannelError("the supply of keys is not started")
+        return self._listener.endpoint
+
+    def statistics(self) -> SupplyStatistics:
+        """A copy of the counts."""
+        return msgspec.structs.replace(self._statistics)
+
+    def subscriptions(self) -> list[SubscriptionState]:
+        """What is subscribed now."""
+        return [
+            SubscriptionState(held.association, True, held.size_bits, held.credit)
+            for connection in self._connections.values()
+            if (held := connection.attendant.subscription) is not None
+        ]
+
+    async def start(self, endpoint: str) -> None:
+        """Listen. ChannelError if the endpoint cannot be had."""
+        self._listener = Listener(
+            endpoint,
+            self._node.curve,
+            self._limits,
+            domain=DOMAIN,
+            admit=self._admit,
+            joined=self._join,
+            left=self._leave,
+            received=self._receive,
+            refused=self._refuse,
+            malformed=self._discard,
+        )
+        self._clock = asyncio.create_task(self._tick())
+
+    def notify(self, application: str) -> None:
+        """The application's outbox may have new rows."""
+        for connection in self._connections.values():
+            if connection.application == application:
+                connection.wanted.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing waits for the applications that are connected; whether that came about in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while await self._anything_waits():
+                    self._moved.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._moved.wait(), 0.25)
+                return True
+        return False
+
+    async def close(self) -> None:
+        """End all subscriptions and stop listening. Keys that are not acknowledged stay in the vault's outboxes."""
+        if self._listener is None:
+            return
+        if self._clock is not None:
+            self._clock.cancel()
+            await asyncio.gather(self._clock, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            self._apply(connection, connection.attendant.close("the node stops supplying"))
+        while self._errands:
+            await asyncio.gather(*self._errands, return_exceptions=True)
+        self._connections.clear()
+        await self._listener.close()
+        self._listener = None
+
+    # Connections
+
+    def _admit(self, curve: str) -> str | None:
+        identity = self._applications.decide(curve).identity
+        return None if identity is None else identity.name
+
+    def _join(self, peer: Peer) -> None:
+        application = self._applications.named(peer.user)
+        present = sum(connection.application == peer.user for connection in self._connections.values())
+        if application is None or present >= CONNECTIONS_PER_APPLICATION:
+            self._statistics.discarded += 1
+            self._note("connect", peer.user, "refused", {"reason": f"{present} connections are up already"})
+            return
+        self._statistics.connections += 1
+        attendant = Attendant(
+            self._node,
+            application,
+            draw_into=self._draw_into,
+            alive_ms=max(10, int(self._lapse_s * 1000 / 4)),
+            lapse_s=self._lapse_s,
+            resend_s=self._resend_s,
+            key_class=self._key_class,
+            now_s=time.monotonic(),
+        )
+        self._connections[peer.route] = Connection(peer, attendant)
+
+    def _leave(self, peer: Peer) -> None:
+        connection = self._connections.pop(peer.route, None)
+        if connection is not None:
+            self._apply(connection, connection.attendant.close("disconnected"))
+
+    def _receive(self, peer: Peer, frame: bytes) -> None:
+        connection = self._connections.get(peer.route)
+        if connection is None:
+            self._discard()
+        else:
+            self._apply(connection, connection.attendant.receive(frame, time.monotonic()))
+
+    def _refuse(self, reason: str) -> None:
+        self._statistics.refused_connections += 1
+        self._note("connect", "unknown", "refused", {"reason": reason})
+
+    def _discard(self) -> None:
+        self._statistics.discarded += 1
+
+    # Outcomes of the Attendants
+
+    def _apply(self, connection: Connection, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            match outcome:
+                case Reply(frame):
+                    self._send(connection, frame)
+                case SubscriptionWanted():
+                    self._subscribe(connection, outcome)
+                case KeysAcknowledged(key_ids):
+                    connection.acknowledged.extend(key_ids)
+                    if not connection.settling:
+                        connection.settling = True
+                        self._run(self._settle(connection))
+                case SubscriptionEnded(association, reason):
+                    self._end(connection, association, reason)
+                case OpenRefused(reason):
+                    self._statistics.refused_sessions += 1
+                    self._note("session", connection.application, "refused", {"reason": reason})
+                case Discarded(reason):
+                    self._statistics.discarded += 1
+                    self._note("message", connection.application, "discarded", {"reason": reason})
+
+    def _subscribe(self, connection: Connection, wanted: SubscriptionWanted) -> None:
+        attendant = connection.attendant
+        reason = self._decide(wanted.association, wanted.size_bits)
+        if reason is not None:
+            if (held := attendant.subscription) is not None:
+                self._end(connection, held.association, reason)
+            self._statistics.refused_subscriptions += 1
+            self._note(
+                "subscribe", connection.application, "refused", {"reason": reason, "to": str(wanted.association)}
+            )
+            self._send(connection, attendant.refuse(reason))
+            return
+        for other in self._connections.values():
+            held = other.attendant.subscription
+            if other is not connection and held is not None and held.association == wanted.association:
+                reason = "a newer connection of the same application subscribed to the same keys"
+                self._send(other, other.attendant.refuse(reason))
+                self._end(other, wanted.association, reason)
+        began = attendant.subscription is None
+        self._send(connection, attendant.subscribe(wanted))
+        state = SubscriptionState(wanted.association, True, wanted.size_bits, wanted.credit)
+        self._on_subscription(state)
+        if began:
+            self._statistics.subscriptions += 1
+            details: Details = {"to": str(wanted.association), "size_bits": wanted.size_bits, "credit": wanted.credit}
+            self._note("subscribe", connection.application, "granted", details, throttled=False)
+            connection.after = 0
+            connection.waiting.clear()
+            connection.delivering = self._run(self._deliver(connection))
+        connection.wanted.set()
+
+    def _end(self, connection: Connection, association: Association, reason: str) -> None:
+        if connection.delivering is not None:
+            connection.delivering.cancel()
+            connection.delivering = None
+        connection.waiting.clear()
+        self._statistics.ended += 1
+        self._moved.set()
+        self._note("unsubscribe", connection.application, "ended", {"to": str(association), "reason": reason})
+        self._on_subscription(SubscriptionState(association, False, 0, 0))
+
+    def _send(self, connection: Connection, frame: bytes) -> bool:
+        if self._listener is None:
+            return False
+        with suppress(ChannelError):
+            # What does not fit now is sent again when due.
+            return self._listener.send(connection.peer, frame)
+        return False
+
+    # Delivery
+
+    async def _deliver(self, connection: Connection) -> None:
+        """Keep one subscription supplied until cancelled."""
+        attendant = connection.attendant
+        while True:
+            connection.wanted.clear()
+            try:
+                again = attendant.due(time.monotonic())
+                await self._send_keys(connection, again, again=True)
+                while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
+                    await self._send_keys(connection, fresh, again=False)
+            except VaultError as error:
+                self._statistics.failed_records += 1
+                self._note("deliver", connection.application, "failed", {"reason": str(error)})
+            await connection.wanted.wait()
+
+    async def _next_rows(self, connection: Connection) -> list[Delivery]:
+        """Rows of the outbox for this subscription, as many as there is room for and not sent yet."""
+        subscription = connection.attendant.subscription
+        if subscription is None or subscription.room <= 0:
+            return []
+        while not connection.waiting:
+            request = ApplicationOutbox(application=connection.application, after=connection.after, limit=OUTBOX_PAGE)
+            rows: tuple[Delivery, ...] = await self._ask(request)
+            if not rows:
+                return []
+            connection.after = rows[-1].number
+            connection.waiting = [
+                row
+                for row in rows
+                if row.association == subscription.association and row.size_bits == subscription.size_bits
+            ]
+        count = min(subscription.room, OPENED_TOGETHER)
+        fresh, connection.waiting = connection.waiting[:count], connection.waiting[count:]
+        return fresh
+
+    async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> None:
+        attendant = connection.attendant
+        for start in range(0, len(rows), OPENED_TOGETHER):
+            part = rows[start : start + OPENED_TOGETHER]
+            opened = await asyncio.gather(*(self._open(connection, row) for row in part))
+            for row, material in zip(part, opened, strict=True):
+                if material is None:
+                    attendant.forget(row.key_id)
+                    continue
+                with material:
+                    if attendant.subscription is None or (again and row.key_id not in attendant.subscription.sent):
+                        continue
+                    self._send(connection, attendant.send_key(row, material, time.monotonic()))
+                self._statistics.keys_sent += 1
+                self._statistics.keys_sent_again += again
+
+    async def _open(self, connection: Connection, row: Delivery) -> SecretBuffer | None:
+        try:
+            material: SecretBuffer = await self._ask(OpenKey(key_id=row.key_id, application=connection.application))
+        except VaultError:
+            self._statistics.keys_not_opened += 1
+            return None
+        return material
+
+    async def _settle(self, connection: Connection) -> None:
+        """Journal what was acknowledged; what comes in meanwhile goes into the next request."""
+        while connection.acknowledged:
+            ids = tuple(connection.acknowledged[:MAX_IDS])
+            del connection.acknowledged[:MAX_IDS]
+            details: Details = {"class": self._key_class}
+            request = KeysDelivered(application=connection.application, key_ids=ids, details=details)
+            try:
+                new: int = await self._ask(request)
+            except VaultError as error:
+                self._statistics.failed_records += 1
+                self._note("deliver", connection.application, "failed", {"reason": str(error)})
+                connection.attendant.retry(ids, time.monotonic())
+                continue
+            self._statistics.keys_delivered += new
+            frame = connection.attendant.record(ids)
+            if frame is not None:
+                self._send(connection, frame)
+            connection.wanted.set()
+            self._moved.set()
+        connection.settling = False
+
+    async def _anything_waits(self) -> bool:
+        for state in self.subscriptions():
+            after = 0
+            while True:
+                request = ApplicationOutbox(application=state.association.local, after=after, limit=OUTBOX_PAGE)
+                rows: tuple[Delivery, ...] = await self._ask(request)
+                if any((row.association, row.size_bits) == (state.association, state.size_bits) for row in rows):
+                    return True
+                if not rows:
+                    break
+                after = rows[-1].number
+        return False
+
+    # Time and events
+
+    async def _tick(self) -> None:
+        pause_s = min(self._lapse_s, self._resend_s) / 4
+        while True:
+            await asyncio.sleep(pause_s)
+            now_s = time.monotonic()
+            for connection in list(self._connections.values()):
+                self._apply(connection, connection.attendant.tick(now_s))
+                connection.wanted.set()
+
+    def _note(self, kind: str, subject: str, outcome: str, details: Details, *, throttled: bool = True) -> None:
+        """Journal an access event; those that a stranger can cause at will are limited and the rest counted."""
+        if throttled:
+            left_out = self._throttle.take(f"{kind} {subject} {outcome}", time.monotonic())
+            if left_out is None:
+                return
+            details = {**details, "left_out_before": left_out}
+        self._run(self._journal(kind, subject, outcome, details))
+
+    async def _journal(self, kind: str, subject: str, outcome: str, details: Details) -> None:
+        try:
+            await self._record(kind, subject, outcome, details)
+        except VaultError:
+            self._statistics.failed_records += 1
+
+    def _run(self, errand: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+        return task

@@ -1,0 +1,72 @@
+"""A vault in memory that answers what the supply of keys asks, with the rules of the real one."""
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+from qkdnode.errors import VaultError
+from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenKey, Request
+
+
+class MemoryVault:
+    """Keys READY until delivered; a delivered key cannot be opened again."""
+
+    def __init__(self) -> None:
+        self.rows: dict[KeyId, Delivery] = {}
+        self.material: dict[KeyId, bytes] = {}
+        self.delivered: dict[KeyId, str] = {}
+        self.opened: dict[KeyId, int] = {}
+        self.failing: set[type[Request]] = set()
+        self._number = 0
+        self._answers: dict[type[Request], Callable[[Any], Any]] = {
+            ApplicationOutbox: self._outbox,
+            OpenKey: self._open,
+            KeysDelivered: self._deliver,
+        }
+
+    def add(self, association: Association, count: int, size_bits: int = 256) -> list[UUID]:
+        """Keys become READY for association.local."""
+        ids = [uuid4() for _ in range(count)]
+        for key_id in ids:
+            self._number += 1
+            self.rows[key_id] = Delivery(self._number, key_id, association, size_bits)
+            self.material[key_id] = os.urandom(size_bits // 8)
+        return ids
+
+    def ask(self, request: Request) -> Awaitable[Any]:
+        """What the supply is given as `ask`."""
+        return self._ask(request)
+
+    async def _ask(self, request: Request) -> Any:
+        if type(request) in self.failing:
+            raise VaultError("the disk is full")
+        return self._answers[type(request)](request)
+
+    def _outbox(self, request: ApplicationOutbox) -> tuple[Delivery, ...]:
+        found = []
+        for row in self.rows.values():
+            if row.association.local == request.application and row.number > request.after:
+                found.append(row)
+                if len(found) == request.limit:
+                    break
+        return tuple(found)
+
+    def _open(self, request: OpenKey) -> SecretBuffer:
+        row = self.rows.get(request.key_id)
+        if row is None or row.association.local != request.application:
+            raise VaultError(f"key {request.key_id} is not READY for {request.application}")
+        self.opened[request.key_id] = self.opened.get(request.key_id, 0) + 1
+        return SecretBuffer.copy_of(self.material[request.key_id])
+
+    def _deliver(self, request: KeysDelivered) -> int:
+        new = 0
+        for key_id in request.key_ids:
+            row = self.rows.pop(key_id, None)
+            if row is not None:
+                assert row.association.local == request.application
+                self.delivered[key_id] = request.application
+                new += 1
+        return new
