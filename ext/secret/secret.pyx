@@ -13,7 +13,7 @@ cdef extern from "secret_memory.h" nogil:
     int qkn_secret_allocate(size_t size, void **out)
     void qkn_secret_free(void *memory, size_t size)
     int qkn_working_allocate(size_t size, void **out, int *locked)
-    void qkn_working_free(void *memory, size_t size)
+    void qkn_working_free(void *memory, size_t size, int locked)
     void qkn_wipe(void *memory, size_t size)
     int qkn_equal(const void *a, const void *b, size_t size)
 
@@ -178,7 +178,7 @@ cdef class WorkingBuffer(LockedBuffer):
         self.size = size
 
     cdef void give_back(self) noexcept:
-        qkn_working_free(self.memory, <size_t>self.size)
+        qkn_working_free(self.memory, <size_t>self.size, self.locked)
 
     @classmethod
     def copy_of(cls, object source) -> WorkingBuffer:

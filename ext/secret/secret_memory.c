@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@ static struct region {
 } *regions[REGIONS_MAX];
 static unsigned region_count;
 static int probed_mode = -1;
+static size_t working_locked; /* bytes of working buffers that are locked */
 
 void qkn_wipe(void *memory, size_t bytes)
 {
@@ -211,6 +213,15 @@ void qkn_secret_free(void *memory, size_t bytes)
     }
 }
 
+/* Working buffers may lock a quarter of the limit: the rest is for key material, which must be locked. */
+static int may_lock_working(size_t bytes)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0)
+        return 0;
+    return limit.rlim_cur == RLIM_INFINITY || working_locked + bytes <= limit.rlim_cur / 4;
+}
+
 int qkn_working_allocate(size_t bytes, void **out, int *locked)
 {
     void *memory = mmap(NULL, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -223,13 +234,17 @@ int qkn_working_allocate(size_t bytes, void **out, int *locked)
         errno = saved;
         return -1;
     }
-    *locked = mlock(memory, whole_pages(bytes)) == 0;
+    *locked = may_lock_working(whole_pages(bytes)) && mlock(memory, whole_pages(bytes)) == 0;
+    if (*locked)
+        working_locked += whole_pages(bytes);
     *out = memory;
     return 0;
 }
 
-void qkn_working_free(void *memory, size_t bytes)
+void qkn_working_free(void *memory, size_t bytes, int locked)
 {
     qkn_wipe(memory, bytes);
+    if (locked)
+        working_locked -= whole_pages(bytes);
     munmap(memory, whole_pages(bytes));
 }

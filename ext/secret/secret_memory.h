@@ -20,7 +20,7 @@ void qkn_secret_free(void *memory, size_t bytes);
 /* A mapping for raw to reconciled bits: not dumped, not forked, locked as far as the limit allows.
  * locked is 1 if mlock succeeded. 0, or -1 with errno. */
 int qkn_working_allocate(size_t bytes, void **out, int *locked);
-void qkn_working_free(void *memory, size_t bytes);
+void qkn_working_free(void *memory, size_t bytes, int locked);
 
 /* Zero that the compiler may not remove. */
 void qkn_wipe(void *memory, size_t bytes);

@@ -25,8 +25,8 @@ def command() -> None:
 @directory_option
 def node(name: str, directory: Path) -> None:
     """Make the identity of node NAME: NAME.identity to keep, NAME.public to give to its peers and applications."""
-    for path in provision_node(name, directory):
-        click.echo(path)
+    provision_node(name, directory)
+    _made(name, directory)
 
 
 @command.command()
@@ -34,8 +34,13 @@ def node(name: str, directory: Path) -> None:
 @directory_option
 def application(name: str, directory: Path) -> None:
     """Make the identity of application NAME: NAME.identity for it, NAME.public for its node."""
-    for path in provision_application(name, directory):
-        click.echo(path)
+    provision_application(name, directory)
+    _made(name, directory)
+
+
+def _made(name: str, directory: Path) -> None:
+    click.echo(f"{directory / name}.identity  keep it secret, mode 0600")
+    click.echo(f"{directory / name}.public    give it to those who must know {name}")
 
 
 @command.command()

@@ -17,7 +17,7 @@ from qkdnode.native.secret import LockedBuffer
 def salted_digest(salt: bytes, material: LockedBuffer) -> str:
     """32 hexadecimal digits by which two ends may compare a key for one run without telling it."""
     digest = hashlib.sha256(salt)
-    digest.update(material)  # type: ignore[arg-type]
+    digest.update(material)
     return digest.hexdigest()[:32]
 
 

@@ -75,7 +75,7 @@ class ListJob(msgspec.Struct, frozen=True):
     def run(self) -> Listing:
         """The list and Bob's bits; the random bits for double clicks are wiped."""
         with self.coins:
-            return list_detections(self.window.slots, self.window.patterns, self.coins, self.dead_slots)
+            return list_detections(self.window.slots.data, self.window.patterns.data, self.coins, self.dead_slots)
 
 
 class ApplyJob(msgspec.Struct, frozen=True):

@@ -97,5 +97,5 @@ def count_opened(block: Block, opened: bytes) -> tuple[int, ...] | None:
             first, bits = block.frame_span(frame)
             copy_bits(truth, first, opened, at, bits)
             at += bits
-        errors = np.frombuffer(truth, np.uint8) ^ np.frombuffer(block.cut.key, np.uint8)
-    return count_by_intensity(errors, block.cut.intensities, block.cut.bits, len(block.errors))
+        errors = np.frombuffer(memoryview(truth), np.uint8) ^ np.frombuffer(memoryview(block.cut.key), np.uint8)
+    return count_by_intensity(errors.data, block.cut.intensities, block.cut.bits, len(block.errors))

@@ -1,6 +1,7 @@
 """The agent of one node: everything is made here, runs here, and ends here in order."""
 
 import asyncio
+import base64
 import contextlib
 import resource
 import signal
@@ -232,7 +233,7 @@ class Agent:
             node=self._config.node.name,
             draw_into=lambda buffer: self._entropy.draw_into(buffer, wait_s=DRAW_WAIT_S),
             sign=identity.sign,
-            public_key=identity.public.ed25519_bytes(),
+            public_key=base64.b64decode(identity.public.ed25519),
             clock_ns=self._clock_ns,
             create=not path.exists(),
         )
