@@ -10,6 +10,7 @@ class AlarmCode(StrEnum):
     """Kinds of device alarm."""
 
     DEVICE_LOST = "DEVICE_LOST"
+    DEVICE_UNUSABLE = "DEVICE_UNUSABLE"  # there, but not to be opened: rights, another process, wrong kind
     DEVICE_UNHEALTHY = "DEVICE_UNHEALTHY"
     DEVICE_PROTOCOL = "DEVICE_PROTOCOL"
     DEVICE_GAP = "DEVICE_GAP"

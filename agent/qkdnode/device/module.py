@@ -14,7 +14,7 @@ from qkdnode.device.identity import DeviceConfig, DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.device.windows import DEFAULT_LIVE_LIMIT, Discard, ReceiverWindow, TransmitterWindow, W
-from qkdnode.errors import DeviceError
+from qkdnode.errors import DeviceError, DeviceProtocolError
 from qkdnode.native.packets import ScanCounters
 
 GAPS = (Discard.LOST, Discard.REPORTED, Discard.REGRESSED, Discard.CONFLICT)
@@ -101,7 +101,9 @@ class QkdModule(Generic[W]):
     def opened(self, transport: Transport, session: int) -> None:
         info = transport.info
         if self.info is not None and self._assembly is not None and _time_base(info) != _time_base(self.info):
-            raise DeviceError(f"device {self.serial} has changed its slot rate or sync interval: restart the agent")
+            raise DeviceProtocolError(
+                f"device {self.serial} has changed its slot rate or sync interval: restart the agent"
+            )
         self.info, self.config = info, transport.config
         if self._assembly is None:
             self._assembly = self._assemble(info)

@@ -12,7 +12,7 @@ from typing import Protocol
 from qkdnode.device.alarms import AlarmCode, DeviceAlarm, OnAlarm
 from qkdnode.device.identity import Personality
 from qkdnode.device.transport import BackendFactory, Transport
-from qkdnode.errors import DeviceError, DeviceLostError, DeviceProtocolError, DeviceUnhealthyError
+from qkdnode.errors import DeviceError, DeviceLostError, DeviceNotFoundError, DeviceProtocolError, DeviceUnhealthyError
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 5.0
@@ -23,7 +23,9 @@ EMPTY_READ_PAUSE_S = 0.002
 _CODES: tuple[tuple[type[DeviceError], AlarmCode], ...] = (
     (DeviceUnhealthyError, AlarmCode.DEVICE_UNHEALTHY),
     (DeviceProtocolError, AlarmCode.DEVICE_PROTOCOL),
-    (DeviceError, AlarmCode.DEVICE_LOST),
+    (DeviceLostError, AlarmCode.DEVICE_LOST),
+    (DeviceNotFoundError, AlarmCode.DEVICE_LOST),
+    (DeviceError, AlarmCode.DEVICE_UNUSABLE),
 )
 
 

@@ -1,5 +1,6 @@
 """Windows are whole, ascending and true, whatever happens to the stream; what is not emitted is counted."""
 
+import struct
 from collections.abc import Callable
 
 import device_packets as qmp
@@ -236,7 +237,8 @@ def mutate(packets: list[bytes], mutations: list[tuple[str, int, int]]) -> list[
         elif what == "junk":
             stream.insert(at, bytes(how % 256 for _ in range(how % 700)))
         elif what == "stale" and len(stream[at]) == 512:
-            stream.insert(at, qmp.packet(stream[at][3], 9, how, how, stream[at][20:508]))
+            sequence, base = struct.unpack_from("<IQ", stream[at], 8)
+            stream.insert(at, qmp.packet(stream[at][3], 9, sequence, base, bytes(b ^ 5 for b in stream[at][20:508])))
         if not stream:
             break
     return stream
