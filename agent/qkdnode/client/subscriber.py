@@ -157,7 +157,9 @@ class Subscriber:
         if isinstance(message, Accept):
             return self._begin(message, now_s)
         if isinstance(message, Refused):
-            return [Refusal(message.reason)] if self._opening is not None else self._discard(now_s)
+            # Not sealed, and some reasons pass (no entropy): a hint for people, the Open is repeated.
+            self.failure = f"node {self._node.name} opens no session: {message.reason}"
+            return []
         if isinstance(message, Unknown):
             if self._session is not None and message.session == self._session.identifier:
                 return self.connect(now_s)
