@@ -23,6 +23,8 @@ setup(
     ext_modules=cythonize(
         [
             extension("secret", "ext/secret/secret_memory.c"),
+            extension("polyval", *glob("ext/polyval/polyval_*.c"), "ext/common/cpu.c"),
+            extension("toeplitz", *glob("ext/toeplitz/toeplitz_*.c"), "ext/common/cpu.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",

@@ -1,0 +1,1 @@
+"""The `qkdnode` command: one file per subcommand."""
