@@ -150,10 +150,10 @@ class Session:
         if greeting.counter <= 0:
             raise RemoteProtocolError("greeting with session counter 0")
         if greeting.answer_to:
-            if greeting.answer_to != self._counter or self.state is not State.GREETING:
-                raise RemoteProtocolError(
-                    f"greeting that answers session counter {greeting.answer_to}, which is not open"
-                )
+            if greeting.answer_to != self._counter:
+                raise RemoteProtocolError(f"greeting that answers session counter {greeting.answer_to}, not this one")
+            if self.state is not State.GREETING:
+                return []  # both ends asked at once, and both answered
             self._peer_counter = greeting.counter
             return self._reserve()
         if self.state is State.GREETING:
