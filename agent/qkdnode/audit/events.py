@@ -18,7 +18,7 @@ UNNUMBERED = 0  # until the vault gives the next number of the topic, from 1
 
 Detail: TypeAlias = str | int | float | bool | None
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
-DetailName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+DetailName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -29,9 +29,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     node: Name
     topic: Name
     topic_sequence: Annotated[int, Meta(ge=0, le=MAX_INTEGER)] = UNNUMBERED
-    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$", max_length=64)]  # "key.allocated"
+    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,8}\Z", max_length=64)]  # "key.allocated"
     subject: Name  # what it happened to
-    outcome: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,47}$")] = "done"  # or why not: "refused", "no_entropy"
+    outcome: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,47}\Z")] = "done"  # or why not: "refused", "no_entropy"
     details: Annotated[dict[DetailName, Detail], Meta(max_length=64)] = {}
 
 
