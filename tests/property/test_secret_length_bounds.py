@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from qkdnode.secrecy.counts import MAX_COUNT, Counts
 from qkdnode.secrecy.length import METHODS, method
 
+NAMES = [name for name in METHODS if "/" in name]
 SOURCES = {2: ((0.5, 0.15), (0.7, 0.3)), 3: ((0.5, 0.1, 2e-4), (0.7, 0.2, 0.1))}
 
 
@@ -24,8 +25,8 @@ def counts(draw: st.DrawFn, intensities: int) -> Counts:
     return Counts(*rows)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_no_counts_raise_or_give_more_than_was_detected(name: str, data: st.DataObject) -> None:
     seen = data.draw(counts(intensities_of(name)))
@@ -36,8 +37,8 @@ def test_no_counts_raise_or_give_more_than_was_detected(name: str, data: st.Data
     assert 0 <= result.bits <= max(0, sum(seen.n_z) - disclosed)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(scale=st.floats(0.2, 20), more=st.integers(1, 10**6), share=st.floats(0, 0.05))
 def test_disclosure_and_errors_never_lengthen_the_key(name: str, scale: float, more: int, share: float) -> None:
     source = SOURCES[intensities_of(name)]

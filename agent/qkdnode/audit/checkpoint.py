@@ -25,8 +25,6 @@ from qkdnode.audit.merkle import HASH_BYTES, MAX_LEAVES
 from qkdnode.errors import AuditError
 
 MAX_NOTE_CHARACTERS = 8 * 1024
-PUBLIC_KEY_BYTES = 32
-SIGNATURE_BYTES = 64
 KEY_ID_BYTES = 4
 _ED25519 = b"\x01"
 _ORIGIN = re.compile(r"[^\s+\x00-\x1f\x7f]{1,128}")

@@ -111,6 +111,10 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
         lambda log, x: [*x[:61], checkpoint_line(log.note(60).replace("node-a", "node-b")), *x[62:]],
         "checkpoint 1 (entries 0-59): origin 'node-b.audit', but this is the log of 'node-a.audit'",
     ),
+    "checkpoint of another log under this one's key": (
+        lambda log, x: [*x[:61], checkpoint_line(log.foreign_note(60)), *x[62:]],
+        "checkpoint 1 (entries 0-59): origin 'node-b.audit', but this is the log of 'node-a.audit'",
+    ),
     "header of another origin": (
         lambda log, x: [x[0].replace('"node-a', '"node-b'), *x[1:]],
         "checkpoint 1 (entries 0-59): origin 'node-a.audit', but this is the log of 'node-b.audit'",

@@ -157,6 +157,26 @@ def test_a_proof_holds_for_nothing_but_its_own_claim() -> None:
     assert not consistency_holds(0, HASHES[0], 3, definition(LEAVES[:3]), ())
 
 
+def test_a_proof_does_not_hold_for_a_tree_of_another_depth() -> None:
+    for size in range(2, 20):
+        root = definition(LEAVES[:size])
+        for position in range(size):
+            assert not inclusion_holds(
+                HASHES[position], position, 4 * size, inclusion_proof(HASHES[:size], position), root
+            )
+        for old in range(1, size):
+            steps = consistency_proof(HASHES[:size], old)
+            assert not consistency_holds(old, definition(LEAVES[:old]), 4 * size, root, steps)
+
+
+def test_two_hashes_in_place_of_one_do_not_hold() -> None:
+    """H(1 || a || b) does not show where a ends: only the lengths do."""
+    root = definition(LEAVES[:2])
+    assert inclusion_holds(HASHES[0], 0, 2, [HASHES[1]], root)
+    assert not inclusion_holds(HASHES[0] + HASHES[1], 0, 2, [b""], root)
+    assert not inclusion_holds(b"", 0, 2, [HASHES[0] + HASHES[1]], root)
+
+
 def test_a_frontier_grows_on_after_being_stored() -> None:
     frontier = Frontier()
     for size, hashed in enumerate(HASHES):

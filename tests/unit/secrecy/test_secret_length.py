@@ -155,6 +155,17 @@ def test_counts_that_prove_nothing_give_nothing_and_say_why(counts: Counts, why:
     assert result.refusal.startswith(why)
 
 
+def test_a_sampling_bound_that_is_not_defined_gives_nothing() -> None:
+    """So many counts and so little security that the deviation would be the root of a negative number."""
+    scale = 10**12
+    huge = Counts(*(tuple(scale * count for count in row) for row in (GOOD.n_z, GOOD.m_z, GOOD.n_x, GOOD.m_x)))
+    assert rusca(huge).bits > 0
+    result = rusca(huge, 0, 0.999)
+    assert result.bits == 0
+    assert result.refusal is not None
+    assert result.refusal.startswith("the phase error is bounded by nan")
+
+
 def test_a_batch_that_spends_all_gives_nothing() -> None:
     result = rusca(GOOD, 9_000_000)
     assert result.bits == 0
