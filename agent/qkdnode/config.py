@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from qkdnode.errors import ConfigError
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}\Z")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]
-Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)$")]
+Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
 Backend = Literal["emulated", "libusb"]

@@ -18,9 +18,16 @@ from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyErr
 from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer, equal
 from qkdnode.supply import protocol
-from qkdnode.supply.protocol import Attendant, Discarded, KeysAcknowledged, OpenRefused, Reply, SubscriptionEnded
+from qkdnode.supply.protocol import (
+    Attendant,
+    Discarded,
+    KeysAcknowledged,
+    OpenRefused,
+    Reply,
+    SubscriptionEnded,
+    SubscriptionWanted,
+)
 from qkdnode.supply.protocol import Outcome as NodeOutcome
-from qkdnode.supply.protocol import SubscriptionWanted
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import Accept, Alive, Open, Refused, Sealed, Subscribe, Unknown, decode_outer, encode

@@ -113,7 +113,11 @@ def test_a_damaged_identity_is_refused_without_quoting_it(tmp_path: Path) -> Non
     provision_node("n", tmp_path)
     path = tmp_path / "n.identity"
     text = path.read_text()
-    for damaged in (text[:-5], text.replace("curve_secret", "curve_secrets"), text.replace('_secret":"', '_secret":"~')):
+    for damaged in (
+        text[:-5],
+        text.replace("curve_secret", "curve_secrets"),
+        text.replace('_secret":"', '_secret":"~'),
+    ):
         path.write_text(damaged)
         with pytest.raises(ConfigError, match="is not an identity") as caught:
             load_identity(path)
