@@ -31,7 +31,7 @@ class EmulatedOptics(Section, frozen=True):
     Both ends of an emulated link carry the same values. Only device/ reads them; the protocol never does.
     """
 
-    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     epoch_ns: Annotated[int, Meta(ge=0)]  # wall clock at slot 0
     slot_rate_hz: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 20_000_000
     p_z: Probability = 0.85  # transmitter
@@ -58,7 +58,7 @@ class EmulatedOptics(Section, frozen=True):
 class EmulatedEntropy(Section, frozen=True):
     """An emulated QRNG: its seed and the defects of its raw stream."""
 
-    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     epoch_ns: Annotated[int, Meta(ge=0)]
     bytes_per_second: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 1_000_000
     bias: Annotated[float, Meta(ge=-0.5, le=0.5)] = 0.01  # P(bit = 1) - 1/2
