@@ -41,7 +41,7 @@ static unsigned saved_state(unsigned leaf1_c)
     return low;
 }
 
-unsigned qkn_cpu_features(void)
+static unsigned detect(void)
 {
     unsigned a, b, c, d, words[3] = {0, 0, 0}, found = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d))
@@ -56,6 +56,16 @@ unsigned qkn_cpu_features(void)
         if ((words[features[i].word] >> features[i].bit & 1u) && (xcr0 & features[i].xcr0) == features[i].xcr0)
             found |= features[i].feature;
     return found;
+}
+
+/* A virtual machine traps each cpuid, some 20 us: asked once. Threads that race write the same value. */
+unsigned qkn_cpu_features(void)
+{
+    static _Atomic unsigned known;
+    const unsigned asked = 1u << 31;
+    if (!(known & asked))
+        known = detect() | asked;
+    return known & ~asked;
 }
 #else
 unsigned qkn_cpu_features(void)

@@ -57,13 +57,15 @@ int qkn_polyval_append(int kernel, const uint64_t later[2], uint64_t blocks, str
     if (kernel < 0 || kernel >= QKN_POLYVAL_KERNELS || !kernels[kernel].dot)
         return -1;
     uint64_t power[2] = {out->powers[0][0], out->powers[0][1]};
+    uint64_t added[2] = {later[0], later[1]}; /* a sum may be appended to itself */
     for (; blocks; blocks >>= 1) {
         if (blocks & 1)
             kernels[kernel].dot(out->sum, power, out->sum);
         kernels[kernel].dot(power, power, power);
     }
-    out->sum[0] ^= later[0];
-    out->sum[1] ^= later[1];
+    out->sum[0] ^= added[0];
+    out->sum[1] ^= added[1];
     explicit_bzero(power, sizeof power);
+    explicit_bzero(added, sizeof added);
     return 0;
 }
