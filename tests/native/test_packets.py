@@ -232,11 +232,15 @@ def test_choices_and_raw_bytes_come_in_full_packets_only(count: int) -> None:
         assert not result.data
 
 
-def test_an_unexpected_type_is_counted_and_harmless() -> None:
+def test_an_unexpected_type_is_counted_and_breaks_the_stream() -> None:
     good = choice_run(3)
     result = heard(TX, good[0] + qmp.packet(9, SESSION, 1, 0, b"") + qmp.choices(SESSION, 2, 976, nibbles(1)))
     assert result.scanner.counters.unknown == 1
-    assert result.pieces == [(packets.CHOICES, 0, 1952, 0)]
+    assert result.pieces == [
+        (packets.CHOICES, 0, 976, 0),
+        (packets.GAP, 976, 976, packets.GAP_LOST),
+        (packets.CHOICES, 976, 976, 0),
+    ]
 
 
 def test_raw_bytes_adjoin_by_their_offset() -> None:
