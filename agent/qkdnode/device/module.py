@@ -8,14 +8,13 @@ from typing import Generic
 import msgspec
 
 from qkdnode.device.alarms import AlarmCode, OnAlarm
-from qkdnode.device.assembly import Assembly, ReceiverAssembly, TransmitterAssembly
+from qkdnode.device.assembly import Assembly, ReceiverAssembly, ScanCounters, TransmitterAssembly
 from qkdnode.device.clock import ReceiverClock
 from qkdnode.device.identity import DeviceConfig, DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.device.windows import DEFAULT_LIVE_LIMIT, Discard, ReceiverWindow, TransmitterWindow, W
 from qkdnode.errors import DeviceError, DeviceProtocolError
-from qkdnode.native.packets import ScanCounters
 
 GAPS = (Discard.LOST, Discard.REPORTED, Discard.REGRESSED, Discard.CONFLICT)
 

@@ -2,7 +2,6 @@
 
 import errno
 import threading
-from collections.abc import Callable
 
 import device_packets as qmp
 import pytest
@@ -260,9 +259,26 @@ def test_a_module_runs_in_a_thread_of_its_own_until_it_is_stopped(station: Stati
         if len(windows) == 13:
             arrived.set()
 
-    ignore: Callable[[DeviceAlarm], None] = lambda alarm: None  # noqa: E731
     station.device.script.extend(station.on_air(40))
-    station.module.start(on_window, ignore)
+    station.module.start(on_window, station.alarms.append)
     assert arrived.wait(30)
     station.module.stop()
-    assert threading.active_count() == 1 or not any("TX-1" in thread.name for thread in threading.enumerate())
+    assert not any("TX-1" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_faulty_callback_ends_the_driver_with_an_alarm_and_a_closed_device(station: Station) -> None:
+    ended = threading.Event()
+
+    def on_window(window: TransmitterWindow) -> None:
+        raise ZeroDivisionError
+
+    def on_alarm(alarm: DeviceAlarm) -> None:
+        assert "ZeroDivisionError" in alarm.detail
+        ended.set()
+
+    station.device.script.extend(station.on_air(40))
+    station.module.start(on_window, on_alarm)
+    assert ended.wait(30)
+    station.module.stop()
+    assert station.device.requests[-1] == (8, 0)
