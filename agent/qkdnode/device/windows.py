@@ -71,7 +71,8 @@ class Judgement(Generic[W]):
     def __init__(self, live_limit: int) -> None:
         self.emitted = 0
         self.discarded: Counter[Discard] = Counter()
-        self.recalled_too_late = 0  # Windows that turned out bad after they were emitted
+        self.recalled_too_late = 0  # times that Windows came into doubt after they were judged
+        self.behind = False  # the stream began before Windows already judged: it yields none until it is past them
         self.misplaced = 0  # detections that the clock placed before their forerunner: dropped
         self.next_index = 0
         self._live: WeakSet[W] = WeakSet()
@@ -85,6 +86,8 @@ class Judgement(Generic[W]):
         """The stream begins in Window `index`. Those before it never were, or were missed for the reason given."""
         if since is not None and index > self.next_index:
             self.discard(self.next_index, index - 1, since)
+        # The Window in which the last stream stopped was judged then; a new one may well begin inside it.
+        self.behind = index + 1 < self.next_index
         self.next_index = max(self.next_index, index)
 
     def discard(self, first: int, last: int, reason: Discard) -> None:

@@ -31,8 +31,9 @@ class Station:
         self.module.listen(self.windows.append, self.alarms.append)
 
     def on_air(self, packets: int, first: int = 0) -> list[bytes]:
-        """The packets of the next session, whatever its number will be."""
-        self.truth = transmitter(packets, session=self.device.session + 1, first=first)
+        """The packets of the present session if the device is open, else of the next one."""
+        closed = self.module.statistics().state is ReaderState.CLOSED
+        self.truth = transmitter(packets, session=self.device.session + closed, first=first)
         return self.truth.packets
 
     def run(self, steps: int = 200) -> None:
@@ -176,6 +177,16 @@ def test_a_latched_alarm_stops_the_stream_until_it_is_acknowledged(station: Stat
     assert station.codes[-1] is AlarmCode.DEVICE_RESTORED
     assert station.windows[-1].index == 34
     assert station.module.statistics().discarded[Discard.DEVICE] >= 1
+
+
+def test_a_device_that_counts_its_slots_anew_is_alarmed(station: Station) -> None:
+    station.device.script.extend([*station.on_air(10, first=976_000), errno.EIO])
+    station.run(20)
+    station.device.script.extend(station.on_air(10))
+    station.run(20)
+    assert station.codes == [AlarmCode.DEVICE_LOST, AlarmCode.DEVICE_RESTORED, AlarmCode.DEVICE_PROTOCOL]
+    assert "slots lie before" in station.alarms[-1].detail
+    assert station.windows[-1].index >= 976_000 // SLOTS
 
 
 def test_a_device_that_may_not_be_opened_is_told_apart_from_a_lost_one(station: Station) -> None:
