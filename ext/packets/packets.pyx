@@ -1,7 +1,5 @@
 """Packets of QKD modules and QRNGs: framing, sequence and unpacking of one device's stream, without I/O."""
 
-import msgspec
-
 from qkdnode.errors import LocalProtocolError
 
 cimport cython
@@ -51,24 +49,6 @@ GAP_LOST = QKN_GAP_LOST
 GAP_REPORTED = QKN_GAP_REPORTED
 GAP_REGRESSED = QKN_GAP_REGRESSED
 GAP_CONFLICT = QKN_GAP_CONFLICT
-
-
-class ScanCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scanner has met since it was made."""
-
-    packets: int
-    crc_errors: int
-    skipped_bytes: int
-    stale_session: int
-    sequence_gaps: int
-    duplicates: int
-    late: int
-    conflicts: int
-    regressions: int
-    malformed: int
-    unknown: int
-    reported_gaps: int
-    missed_tags: int
 
 
 cdef class _Area:
@@ -160,20 +140,6 @@ cdef class PacketScanner:
         return self.scanner.tail_bytes
 
     @property
-    def counters(self) -> ScanCounters:
-        cdef qkn_scan_counters c = self.scanner.counters
-        return ScanCounters(
-            packets=c.packets,
-            crc_errors=c.crc_errors,
-            skipped_bytes=c.skipped_bytes,
-            stale_session=c.stale_session,
-            sequence_gaps=c.sequence_gaps,
-            duplicates=c.duplicates,
-            late=c.late,
-            conflicts=c.conflicts,
-            regressions=c.regressions,
-            malformed=c.malformed,
-            unknown=c.unknown,
-            reported_gaps=c.reported_gaps,
-            missed_tags=c.missed_tags,
-        )
+    def counters(self) -> dict[str, int]:
+        """What was met since the scanner was made, by the names of `qkn_scan_counters`."""
+        return self.scanner.counters

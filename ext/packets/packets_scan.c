@@ -239,7 +239,9 @@ static int take(struct qkn_scanner *scanner, struct output *out, const uint8_t *
     if (packet[2] != QKN_PACKET_VERSION)
         return -1;
     if (type >= 32 || !(scanner->types >> type & 1)) {
+        /* What it carried may have been this stream's data under a wrong name. */
         scanner->counters.unknown++;
+        scanner->broken = 1;
         return 0;
     }
     switch (type) {
@@ -261,8 +263,7 @@ static int take(struct qkn_scanner *scanner, struct output *out, const uint8_t *
     case QKN_PACKET_GAP:
         return count == 2 ? take_reported(scanner, out, records, base) : -1;
     default:
-        scanner->counters.unknown++;
-        return 0;
+        return -1;
     }
 }
 

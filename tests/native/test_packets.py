@@ -68,7 +68,7 @@ def test_adjoining_choices_become_one_run() -> None:
     result = heard(TX, b"".join(choice_run(5, first=1952)))
     assert result.pieces == [(packets.CHOICES, 1952, 5 * 976, 0)]
     assert bytes(result.data) == b"".join(nibbles(i) for i in range(5))
-    assert result.scanner.counters.packets == 5
+    assert result.scanner.counters["packets"] == 5
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, 511, 512, 513, 1000])
@@ -92,8 +92,8 @@ def test_every_single_damaged_byte_is_seen() -> None:
             (packets.GAP, 976, 1952, packets.GAP_LOST),
             (packets.CHOICES, 1952, 976, 0),
         ]
-        assert result.scanner.counters.crc_errors == 1
-        assert result.scanner.counters.skipped_bytes == 512
+        assert result.scanner.counters["crc_errors"] == 1
+        assert result.scanner.counters["skipped_bytes"] == 512
 
 
 @pytest.mark.parametrize("step", [100, 512, 4096])
@@ -107,15 +107,15 @@ def test_a_truncated_packet_costs_only_itself(step: int) -> None:
         result.feed(stream[at : at + step])
     assert [piece[0] for piece in result.pieces].count(packets.GAP) == 1
     assert bytes(result.data) == nibbles(0) + nibbles(2) + nibbles(3)
-    assert scanner.counters.crc_errors == 1
-    assert scanner.counters.skipped_bytes == 300
+    assert scanner.counters["crc_errors"] == 1
+    assert scanner.counters["skipped_bytes"] == 300
 
 
 def test_a_lost_packet_leaves_a_gap_up_to_the_next_data() -> None:
     good = choice_run(4)
     result = heard(TX, good[0] + good[3])
     assert (packets.GAP, 976, 2928, packets.GAP_LOST) in result.pieces
-    assert result.scanner.counters.sequence_gaps == 1
+    assert result.scanner.counters["sequence_gaps"] == 1
 
 
 def test_a_lost_sync_is_a_break_at_which_no_choices_are_missing() -> None:
@@ -127,7 +127,7 @@ def test_repeats_and_latecomers_are_dropped_and_told_apart() -> None:
     good = choice_run(5)
     result = heard(TX, good[0] + good[0] + good[2] + good[1] + good[3] + good[2])
     counters = result.scanner.counters
-    assert (counters.duplicates, counters.late, counters.conflicts) == (2, 1, 0)
+    assert (counters["duplicates"], counters["late"], counters["conflicts"]) == (2, 1, 0)
     assert bytes(result.data) == nibbles(0) + nibbles(2) + nibbles(3)
 
 
@@ -136,7 +136,7 @@ def test_two_contents_under_one_sequence_number_spoil_the_range_they_claim() -> 
     other = qmp.choices(SESSION, 1, 976, nibbles(99))
     result = heard(TX, b"".join(good) + other)
     assert result.pieces[-1] == (packets.GAP, 976, 2928, packets.GAP_CONFLICT)
-    assert result.scanner.counters.conflicts == 1
+    assert result.scanner.counters["conflicts"] == 1
 
 
 def test_slots_that_go_back_are_refused() -> None:
@@ -148,7 +148,7 @@ def test_slots_that_go_back_are_refused() -> None:
 
 def test_packets_of_another_session_are_stale() -> None:
     result = heard(TX, qmp.choices(6, 0, 0, nibbles(0)) + qmp.choices(7, 0, 976, nibbles(1)))
-    assert result.scanner.counters.stale_session == 1
+    assert result.scanner.counters["stale_session"] == 1
     assert bytes(result.data) == nibbles(1)
 
 
@@ -160,9 +160,9 @@ def test_the_sequence_wraps() -> None:
     for sequence in (2**31 - 1, 2**32 - 2, 2**32 - 1, 0, 1):
         result.feed(qmp.choices(SESSION, sequence, base, nibbles(0)))
         base += 976
-    assert scanner.counters.packets == 5
-    assert scanner.counters.sequence_gaps == 2
-    assert scanner.counters.late == 0
+    assert scanner.counters["packets"] == 5
+    assert scanner.counters["sequence_gaps"] == 2
+    assert scanner.counters["late"] == 0
 
 
 def test_the_devices_own_gap_marker_is_passed_on() -> None:
@@ -171,7 +171,7 @@ def test_the_devices_own_gap_marker_is_passed_on() -> None:
     result = heard(TX, stream)
     assert result.pieces[1] == (packets.GAP, 976, 98576, packets.GAP_REPORTED)
     assert [piece[0] for piece in result.pieces].count(packets.GAP) == 1
-    assert (result.scanner.counters.reported_gaps, result.scanner.counters.missed_tags) == (1, 5)
+    assert (result.scanner.counters["reported_gaps"], result.scanner.counters["missed_tags"]) == (1, 5)
 
 
 def test_tags_are_unwrapped_across_the_rollover() -> None:
@@ -186,7 +186,7 @@ def test_a_rollover_bit_that_contradicts_the_times_makes_the_packet_malformed() 
     good[20 + 8] |= 0x10
     result = heard(RX, qmp.packet(1, SESSION, 0, 1000, bytes(good[20:508]), count=2))
     assert result.clicks == []
-    assert result.scanner.counters.malformed == 1
+    assert result.scanner.counters["malformed"] == 1
 
 
 def test_time_that_goes_back_is_refused_until_it_catches_up() -> None:
@@ -220,7 +220,7 @@ def test_tags_lost_between_two_syncs_leave_a_gap_between_known_times() -> None:
 )
 def test_what_the_format_does_not_allow_is_malformed(bad: bytes) -> None:
     result = heard(RX, bad)
-    assert result.scanner.counters.malformed == 1
+    assert result.scanner.counters["malformed"] == 1
     assert result.clicks == []
 
 
@@ -228,15 +228,19 @@ def test_what_the_format_does_not_allow_is_malformed(bad: bytes) -> None:
 def test_choices_and_raw_bytes_come_in_full_packets_only(count: int) -> None:
     for kind, types in ((2, TX), (3, QRNG)):
         result = heard(types, qmp.packet(kind, SESSION, 0, 0, bytes(488), count=count))
-        assert result.scanner.counters.malformed == 1
+        assert result.scanner.counters["malformed"] == 1
         assert not result.data
 
 
-def test_an_unexpected_type_is_counted_and_harmless() -> None:
+def test_an_unexpected_type_is_counted_and_breaks_the_stream() -> None:
     good = choice_run(3)
     result = heard(TX, good[0] + qmp.packet(9, SESSION, 1, 0, b"") + qmp.choices(SESSION, 2, 976, nibbles(1)))
-    assert result.scanner.counters.unknown == 1
-    assert result.pieces == [(packets.CHOICES, 0, 1952, 0)]
+    assert result.scanner.counters["unknown"] == 1
+    assert result.pieces == [
+        (packets.CHOICES, 0, 976, 0),
+        (packets.GAP, 976, 976, packets.GAP_LOST),
+        (packets.CHOICES, 976, 976, 0),
+    ]
 
 
 def test_raw_bytes_adjoin_by_their_offset() -> None:
@@ -255,7 +259,7 @@ def test_areas_that_could_overflow_are_refused_before_anything_is_taken() -> Non
     scanner.expect(SESSION)
     with pytest.raises(ValueError, match="too small"):
         Heard(scanner).feed(b"".join(choice_run(3)), room=2)
-    assert scanner.counters.packets == 0
+    assert scanner.counters["packets"] == 0
 
 
 def test_random_bytes_are_never_data() -> None:
@@ -264,4 +268,4 @@ def test_random_bytes_are_never_data() -> None:
         noise[at : at + 4] = qmp.choices(SESSION, 0, 0, nibbles(0))[:4]
     result = heard(TX, bytes(noise))
     assert result.pieces == []
-    assert result.scanner.counters.packets == 0
+    assert result.scanner.counters["packets"] == 0

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,7 @@ from qkdnode.device.windows import (
     W,
 )
 from qkdnode.native import packets
-from qkdnode.native.packets import PacketScanner, ScanCounters
+from qkdnode.native.packets import PacketScanner
 from qkdnode.native.secret import WorkingBuffer, wipe
 
 PIECE = np.dtype(
@@ -38,6 +39,24 @@ def types(*kinds: int) -> int:
     return sum(1 << kind for kind in kinds)
 
 
+class ScanCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scanner has met since it was made."""
+
+    packets: int  # taken in sequence, whatever they carried
+    crc_errors: int  # damaged stretches, each up to the next good packet
+    skipped_bytes: int  # of those stretches
+    stale_session: int
+    sequence_gaps: int
+    duplicates: int  # same sequence and content as one already taken
+    late: int  # behind the sequence, never taken
+    conflicts: int  # behind the sequence, other content than what was taken
+    regressions: int
+    malformed: int
+    unknown: int
+    reported_gaps: int
+    missed_tags: int  # as far as the device counted them
+
+
 class Scan:
     """A scanner with the areas for feeds of up to `feed_bytes`; what lies in them is wiped after each feed."""
 
@@ -52,6 +71,10 @@ class Scan:
         tags = most * packets.TAGS_PER_PACKET if has_tags else 1
         self.times: NDArray[np.uint64] = np.zeros(tags, np.uint64)
         self.patterns: Patterns = np.frombuffer(memoryview(WorkingBuffer(tags)), np.uint8)
+
+    @property
+    def counters(self) -> ScanCounters:
+        return ScanCounters(**self.scanner.counters)
 
     def feed(self, data: memoryview) -> list[Piece]:
         """The pieces of `data`: type, reason, count, offset, start, end as PacketScanner tells."""
@@ -89,7 +112,7 @@ class TransmitterAssembly:
 
     @property
     def counters(self) -> ScanCounters:
-        return self._scan.scanner.counters
+        return self._scan.counters
 
     @property
     def judgement(self) -> Judgement[TransmitterWindow]:
@@ -143,7 +166,7 @@ class ReceiverAssembly:
 
     @property
     def counters(self) -> ScanCounters:
-        return self._scan.scanner.counters
+        return self._scan.counters
 
     @property
     def clock(self) -> ReceiverClock:

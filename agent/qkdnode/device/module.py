@@ -8,14 +8,13 @@ from typing import Generic
 import msgspec
 
 from qkdnode.device.alarms import AlarmCode, OnAlarm
-from qkdnode.device.assembly import Assembly, ReceiverAssembly, TransmitterAssembly
+from qkdnode.device.assembly import Assembly, ReceiverAssembly, ScanCounters, TransmitterAssembly
 from qkdnode.device.clock import ReceiverClock
 from qkdnode.device.identity import DeviceConfig, DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.device.windows import DEFAULT_LIVE_LIMIT, Discard, ReceiverWindow, TransmitterWindow, W
 from qkdnode.errors import DeviceError, DeviceProtocolError
-from qkdnode.native.packets import ScanCounters
 
 GAPS = (Discard.LOST, Discard.REPORTED, Discard.REGRESSED, Discard.CONFLICT)
 
@@ -54,7 +53,8 @@ class QkdModule(Generic[W]):
     """One QKD module. `on_window` and `on_alarm` are called from the reader's thread and must not block.
 
     A consumer that still holds `live_limit` Windows gets no new ones: the newest are dropped whole and counted.
-    Windows come in ascending order, also across re-openings. Gaps before the first Window of an opening are counted
+    Windows come in ascending order, also across re-openings: a device that counts its slots anew yields none, with an
+    alarm, until it is past the last one. Gaps before the first Window of an opening are counted
     but raise no alarm.
     """
 
@@ -113,11 +113,16 @@ class QkdModule(Generic[W]):
     def received(self, data: memoryview) -> bool:
         assembly = self._assembly
         assert assembly is not None
+        behind = assembly.judgement.behind
         packets, losses, gaps = assembly.counters.packets, _clock_losses(assembly), _gaps(assembly)
         for window in assembly.feed(data):
             self._windows_since_opening += 1
             if self._on_window is not None:
                 self._on_window(window)
+        if assembly.judgement.behind and not behind:
+            self._reader.alarm(
+                AlarmCode.DEVICE_PROTOCOL, "its slots lie before those already used: restart the agents of both ends"
+            )
         if _clock_losses(assembly) > losses:
             self._reader.alarm(AlarmCode.DEVICE_CLOCK, "the receiver's clock jumped against the sync pulses")
         if self._windows_since_opening:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 import msgspec
 
 from qkdnode.device.alarms import AlarmCode, OnAlarm
-from qkdnode.device.assembly import Scan, types
+from qkdnode.device.assembly import Scan, ScanCounters, types
 from qkdnode.device.entropy import Source, SourceState, SourceStatistics
 from qkdnode.device.identity import DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.errors import DeviceError, DeviceUnhealthyError
 from qkdnode.native import packets
-from qkdnode.native.packets import ScanCounters
 
 
 class QrngStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +79,7 @@ class QrngModule:
         self._scan.scanner.expect(session)
 
     def received(self, data: memoryview) -> bool:
-        before, was_healthy = self._scan.scanner.counters.packets, self._source.healthy
+        before, was_healthy = self._scan.counters.packets, self._source.healthy
         gaps = 0
         for kind, _, count, offset, _, _ in self._scan.feed(data):
             if kind == packets.GAP:
@@ -93,7 +92,7 @@ class QrngModule:
             raise self._failure()
         if gaps and was_healthy:
             self._reader.alarm(AlarmCode.DEVICE_GAP, f"{gaps} gaps in the raw stream")
-        return self._scan.scanner.counters.packets > before
+        return self._scan.counters.packets > before
 
     def _failure(self) -> DeviceUnhealthyError:
         return DeviceUnhealthyError(
@@ -116,6 +115,6 @@ class QrngModule:
             openings=self._reader.openings,
             bytes_read=self._reader.bytes_read,
             stalls=self._reader.stalls,
-            scan=self._scan.scanner.counters,
+            scan=self._scan.counters,
             source=self._source.statistics(),
         )

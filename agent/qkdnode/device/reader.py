@@ -118,10 +118,16 @@ class Reader:
         self._close(None)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            pause_s = self.step()
-            if pause_s:
-                self._stopping.wait(pause_s)
+        try:
+            while not self._stopping.is_set():
+                pause_s = self.step()
+                if pause_s:
+                    self._stopping.wait(pause_s)
+        except BaseException as error:
+            # A fault of the program, perhaps of a callback: no more Windows, and that is told, not hidden.
+            self._close(None)
+            self.alarm(AlarmCode.DEVICE_LOST, f"its driver ended by a fault of the program ({type(error).__name__})")
+            raise
 
     def step(self) -> float:
         """Open the device, or read from it once; how many seconds to wait before the next step."""

@@ -50,7 +50,6 @@ class Request(IntEnum):
     STREAM = 0x08
     STARTUP_TEST = 0x09
     ACKNOWLEDGE = 0x0A
-    ZEROIZE = 0x0B
 
 
 # errno -> error and what to do about it.
@@ -89,6 +88,11 @@ def _translated(serial: str, doing: str) -> Iterator[None]:
         raise trouble(serial, error, doing) from error
 
 
+def _dispose(device: Any) -> None:
+    with suppress(usb.core.USBError):
+        usb.util.dispose_resources(device)
+
+
 def _locate(serial: str, backend: IBackend) -> Any:
     """The pyusb device with this serial number."""
     unreadable: usb.core.USBError | None = None
@@ -106,7 +110,7 @@ def _locate(serial: str, backend: IBackend) -> Any:
             continue
         if name == serial:
             return device
-        usb.util.dispose_resources(device)
+        _dispose(device)
         seen.append(str(name))
     if unreadable is not None and unreadable.errno != errno.ENODEV:
         raise trouble(serial, unreadable, "reading serial numbers")
@@ -215,5 +219,4 @@ class Transport:
         self.wipe()
         with suppress(DeviceError):
             self._tell(Request.STREAM, 0)
-        with suppress(usb.core.USBError):
-            usb.util.dispose_resources(self._device)
+        _dispose(self._device)

@@ -71,7 +71,8 @@ class Judgement(Generic[W]):
     def __init__(self, live_limit: int) -> None:
         self.emitted = 0
         self.discarded: Counter[Discard] = Counter()
-        self.recalled_too_late = 0  # Windows that turned out bad after they were emitted
+        self.recalled_too_late = 0  # times that Windows came into doubt after they were judged
+        self.behind = False  # the stream began before Windows already judged: it yields none until it is past them
         self.misplaced = 0  # detections that the clock placed before their forerunner: dropped
         self.next_index = 0
         self._live: WeakSet[W] = WeakSet()
@@ -85,6 +86,8 @@ class Judgement(Generic[W]):
         """The stream begins in Window `index`. Those before it never were, or were missed for the reason given."""
         if since is not None and index > self.next_index:
             self.discard(self.next_index, index - 1, since)
+        # The Window in which the last stream stopped was judged then; a new one may well begin inside it.
+        self.behind = index + 1 < self.next_index
         self.next_index = max(self.next_index, index)
 
     def discard(self, first: int, last: int, reason: Discard) -> None:
@@ -203,18 +206,16 @@ class ReceiverWindows:
         """Take detections in order of time; those of Windows judged already are dropped. The caller wipes its own."""
         if slots.size == 0:
             return
-        highest = np.maximum.accumulate(slots)
-        if self._held:
-            highest = np.maximum(highest, self._slots[self._held - 1])
-        in_order = slots == highest
+        floor = self._slots[self._held - 1] if self._held else slots[0]
+        in_order = slots == np.maximum(np.maximum.accumulate(slots), floor)
         self.judgement.misplaced += slots.size - int(np.count_nonzero(in_order))
-        wanted = np.flatnonzero(in_order & (slots >= self.judgement.next_index * self.slots_per_window))
-        end = self._held + wanted.size
+        wanted = in_order & (slots >= self.judgement.next_index * self.slots_per_window)
+        end = self._held + int(np.count_nonzero(wanted))
         if end > self._slots.size:
-            self.gap(int(slots[wanted[0]]), int(slots[wanted[-1]]) + 1, Discard.BACKLOG)
+            self.gap(int(slots[0]), int(slots[-1]) + 1, Discard.BACKLOG)
             return
-        np.take(slots, wanted, out=self._slots[self._held : end])
-        np.take(patterns, wanted, out=self._patterns[self._held : end])
+        np.compress(wanted, slots, out=self._slots[self._held : end])
+        np.compress(wanted, patterns, out=self._patterns[self._held : end])
         self._held = end
 
     def gap(self, start: int, end: int, reason: Discard) -> None:
@@ -259,7 +260,10 @@ class ReceiverWindows:
         memory = memoryview(WorkingBuffer(max(1, 5 * firsts.size)))
         slots: NDArray[np.uint32] = np.frombuffer(memory, np.uint32, firsts.size)
         patterns: Patterns = np.frombuffer(memory, np.uint8, firsts.size, 4 * firsts.size)
-        if firsts.size:
+        if firsts.size == count:
+            slots[:] = relative
+            patterns[:] = self._patterns[:count]
+        else:
             slots[:] = relative[firsts]
             np.bitwise_or.reduceat(self._patterns[:count], firsts, out=patterns)
         return ReceiverWindow(index, slots, patterns)

@@ -1,6 +1,5 @@
 from typing import Final, Self, final
 
-import msgspec
 from typing_extensions import Buffer
 
 PACKET_BYTES: Final[int]
@@ -22,21 +21,6 @@ GAP_REPORTED: Final[int]
 GAP_REGRESSED: Final[int]
 GAP_CONFLICT: Final[int]
 
-class ScanCounters(msgspec.Struct, frozen=True, kw_only=True):
-    packets: int
-    crc_errors: int
-    skipped_bytes: int
-    stale_session: int
-    sequence_gaps: int
-    duplicates: int
-    late: int
-    conflicts: int
-    regressions: int
-    malformed: int
-    unknown: int
-    reported_gaps: int
-    missed_tags: int
-
 @final
 class PacketScanner:
     def __new__(cls, types: int) -> Self: ...
@@ -53,4 +37,4 @@ class PacketScanner:
     @property
     def pending_bytes(self) -> int: ...
     @property
-    def counters(self) -> ScanCounters: ...
+    def counters(self) -> dict[str, int]: ...

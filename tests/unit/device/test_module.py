@@ -2,7 +2,6 @@
 
 import errno
 import threading
-from collections.abc import Callable
 
 import device_packets as qmp
 import pytest
@@ -32,8 +31,9 @@ class Station:
         self.module.listen(self.windows.append, self.alarms.append)
 
     def on_air(self, packets: int, first: int = 0) -> list[bytes]:
-        """The packets of the next session, whatever its number will be."""
-        self.truth = transmitter(packets, session=self.device.session + 1, first=first)
+        """The packets of the present session if the device is open, else of the next one."""
+        closed = self.module.statistics().state is ReaderState.CLOSED
+        self.truth = transmitter(packets, session=self.device.session + closed, first=first)
         return self.truth.packets
 
     def run(self, steps: int = 200) -> None:
@@ -179,6 +179,16 @@ def test_a_latched_alarm_stops_the_stream_until_it_is_acknowledged(station: Stat
     assert station.module.statistics().discarded[Discard.DEVICE] >= 1
 
 
+def test_a_device_that_counts_its_slots_anew_is_alarmed(station: Station) -> None:
+    station.device.script.extend([*station.on_air(10, first=976_000), errno.EIO])
+    station.run(20)
+    station.device.script.extend(station.on_air(10))
+    station.run(20)
+    assert station.codes == [AlarmCode.DEVICE_LOST, AlarmCode.DEVICE_RESTORED, AlarmCode.DEVICE_PROTOCOL]
+    assert "slots lie before" in station.alarms[-1].detail
+    assert station.windows[-1].index >= 976_000 // SLOTS
+
+
 def test_a_device_that_may_not_be_opened_is_told_apart_from_a_lost_one(station: Station) -> None:
     station.device.plugged = False
     station.run(3)
@@ -260,9 +270,26 @@ def test_a_module_runs_in_a_thread_of_its_own_until_it_is_stopped(station: Stati
         if len(windows) == 13:
             arrived.set()
 
-    ignore: Callable[[DeviceAlarm], None] = lambda alarm: None  # noqa: E731
     station.device.script.extend(station.on_air(40))
-    station.module.start(on_window, ignore)
+    station.module.start(on_window, station.alarms.append)
     assert arrived.wait(30)
     station.module.stop()
-    assert threading.active_count() == 1 or not any("TX-1" in thread.name for thread in threading.enumerate())
+    assert not any("TX-1" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_faulty_callback_ends_the_driver_with_an_alarm_and_a_closed_device(station: Station) -> None:
+    ended = threading.Event()
+
+    def on_window(window: TransmitterWindow) -> None:
+        raise ZeroDivisionError
+
+    def on_alarm(alarm: DeviceAlarm) -> None:
+        assert "ZeroDivisionError" in alarm.detail
+        ended.set()
+
+    station.device.script.extend(station.on_air(40))
+    station.module.start(on_window, on_alarm)
+    assert ended.wait(30)
+    station.module.stop()
+    assert station.device.requests[-1] == (8, 0)

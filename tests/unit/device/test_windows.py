@@ -239,6 +239,9 @@ def mutate(packets: list[bytes], mutations: list[tuple[str, int, int]]) -> list[
         elif what == "stale" and len(stream[at]) == 512:
             sequence, base = struct.unpack_from("<IQ", stream[at], 8)
             stream.insert(at, qmp.packet(stream[at][3], 9, sequence, base, bytes(b ^ 5 for b in stream[at][20:508])))
+        elif what == "retype" and len(stream[at]) == 512:
+            sequence, base = struct.unpack_from("<IQ", stream[at], 8)
+            stream[at] = qmp.packet(10 + how % 30, 1, sequence, base, stream[at][20:508])
         if not stream:
             break
     return stream
@@ -246,7 +249,7 @@ def mutate(packets: list[bytes], mutations: list[tuple[str, int, int]]) -> list[
 
 MUTATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["drop", "repeat", "swap", "corrupt", "truncate", "junk", "stale"]),
+        st.sampled_from(["drop", "repeat", "swap", "corrupt", "truncate", "junk", "stale", "retype"]),
         st.integers(0, 1000),
         st.integers(0, 10_000),
     ),
