@@ -23,6 +23,11 @@ VENDOR_IN, VENDOR_OUT = 0xC0, 0x40
 INFO, HEALTH, CONFIG, STREAM, SELF_TEST, ACKNOWLEDGE, ZEROIZE = 0x01, 0x02, 0x06, 0x08, 0x09, 0x0A, 0x0B
 IDLE, STREAMING, FAILED = 0, 1, 2
 OVERFLOW, RCT, TAMPER = 1, 2, 32
+HEADER_FIELDS = ("magic", "version", "type", "session", "count", "sequence", "base")
+HEALTH_FIELDS = (
+    *("state", "alarms", "boot", "temperature", "bias", "current", "rct", "apt"),
+    *("packets", "overflows", "missed", "reserved"),
+)
 
 
 class Clock:
@@ -66,22 +71,8 @@ def start(device: Any) -> None:
 
 
 def health(device: Any) -> dict[str, int]:
-    names = [
-        "state",
-        "alarms",
-        "boot",
-        "temperature",
-        "bias",
-        "current",
-        "rct",
-        "apt",
-        "packets",
-        "overflows",
-        "missed",
-        "reserved",
-    ]
     answer = bytes(device.ctrl_transfer(VENDOR_IN, HEALTH, 0, 0, 64))
-    return dict(zip(names, struct.unpack("<IIIiiiIIQQQQ", answer), strict=True))
+    return dict(zip(HEALTH_FIELDS, struct.unpack("<IIIiiiIIQQQQ", answer), strict=True))
 
 
 def split(data: "array[int]") -> list[bytes]:
@@ -89,8 +80,7 @@ def split(data: "array[int]") -> list[bytes]:
 
 
 def field(packet: bytes) -> dict[str, int]:
-    names = ["magic", "version", "type", "session", "count", "sequence", "base"]
-    return dict(zip(names, struct.unpack_from("<HBBHHIQ", packet), strict=True))
+    return dict(zip(HEADER_FIELDS, struct.unpack_from("<HBBHHIQ", packet), strict=True))
 
 
 def sealed(packet: bytes) -> bool:
