@@ -1,1 +1,1 @@
-"""QKD modules and QRNGs over USB."""
+"""QKD modules and QRNGs: USB transport, drivers, health tests, the entropy pool and emulated devices."""
