@@ -7,11 +7,10 @@ from cpython.pythread cimport (
     PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
     WAIT_LOCK,
 )
+from libc.errno cimport EPIPE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, getenv, malloc
 from libc.string cimport memcpy, memset
-
-from errno import EPIPE
 
 from qkdnode.errors import KernelError
 

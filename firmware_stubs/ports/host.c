@@ -94,6 +94,9 @@ void qkn_host_create_qrng(const struct qkn_host_plan *plan, const struct qkn_ent
 
 int qkn_host_bulk_in(struct qkn_host *host, uint64_t now_ns, uint32_t size, uint8_t *out, uint32_t *filled)
 {
+    *filled = 0;
+    if (now_ns < host->epoch_ns)
+        return QMP_TRANSFER_OPEN;
     return qmp_stream_transfer(&host->device, position(host, now_ns), size, out, filled);
 }
 
