@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "agent" / "qkdnode"
 
 ROWS = (
-    {"cli"},
+    {"cli", "__main__"},
     {"node"},
     {"link", "supply", "control", "watch", "client"},
     {"device", "channel", "vault", "workers"},

@@ -405,8 +405,8 @@ def last_words(result: dict[str, Any], eavesdrop: float) -> str:
     if result["keys_matched"]:
         seen = (
             f"{result['keys_matched']} keys reached both applications equal, {result['keys_mismatched']} did not; "
-            f"first key after {result['first_key_seconds']:.1f} s, {result['sifted_mbps']} Mbit/s sifted, "
-            f"QBER {result['qber']:.2%}; the audit logs {'verify' if result['audit_verified'] else 'DO NOT verify'}."
+            f"first key after {result['first_key_seconds']} s, {result['sifted_mbps']} Mbit/s sifted, "
+            f"QBER {result['qber']}; the audit logs {'verify' if result['audit_verified'] else 'DO NOT verify'}."
         )
     elif eavesdrop:
         seen = f"With an eavesdropper on {eavesdrop:.0%} of the slots no key was made; alarms: {result['alarms']}."

@@ -116,6 +116,7 @@ class Link:
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._pads_wanted = asyncio.Event()
         self._unsettled: dict[BatchId, bytes] = {}  # Alice: PENDING, with the commit's exact bytes
+        self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
         self._resent_ns = 0
         self._handshake_ns = 0
         self._backoff_s = BACKOFF_FIRST_S
@@ -487,6 +488,7 @@ class Link:
             if pending:
                 await self._around.ask(ask.StorePending(link=self.name, record=record, key=effect.key, commit=raw))
                 self._unsettled[batch] = raw
+                self._records[batch] = record
             else:
                 settled = await self._around.ask(
                     ask.StoreReady(link=self.name, record=record, key=effect.key, answer=raw)
@@ -557,20 +559,22 @@ class Link:
         settled = await self._around.ask(ask.SettlePending(link=self.name, batch=message.batch, ready=message.ready))
         del self._unsettled[message.batch]
         if message.ready:
-            self._ready(settled.record, settled.segment)
+            self._ready(self._records.pop(message.batch, None), settled.segment)
             self.send_soon(Settled((message.batch,)))
             self.agreement.stock_grew()
         else:
             self.statistics.discard("abandoned")
             self._log.warning("batch abandoned by the peer", batch=str(message.batch))
 
-    def _ready(self, record: ask.BatchRecord, segment: ask.SegmentState | None) -> None:
-        self.statistics.batches_ready += 1
-        self.statistics.secret_bits += record.bits_out
-        self.statistics.auth_refilled_bits += record.refill_bits
+    def _ready(self, record: ask.BatchRecord | None, segment: ask.SegmentState | None) -> None:
         if segment is not None:
             self.add_segment(segment)
         self.spawn(self.measure_pool())
+        self.statistics.batches_ready += 1
+        if record is None:
+            return
+        self.statistics.secret_bits += record.bits_out
+        self.statistics.auth_refilled_bits += record.refill_bits
         self._log.info(
             "batch ready",
             batch=str(record.batch),

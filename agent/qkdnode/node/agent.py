@@ -19,13 +19,13 @@ from qkdnode.channel.identity import OwnIdentity, load_identity, load_public_app
 from qkdnode.channel.neighbour import Channel
 from qkdnode.config import Config, LinkSection
 from qkdnode.device.alarms import DeviceAlarm
-from qkdnode.device.entropy import EntropyPool
+from qkdnode.device.entropy import DEFAULT_CAPACITY_BYTES, EntropyPool
 from qkdnode.device.module import ReceiverModule, TransmitterModule
 from qkdnode.device.qrng import QrngModule
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
 from qkdnode.distill.settings import Settings
-from qkdnode.errors import ConfigError, NoEntropyError, QkdnodeError, VaultError
+from qkdnode.errors import AuditError, ConfigError, NoEntropyError, QkdnodeError, VaultError
 from qkdnode.ids import ALICE, Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.link.driver import Authentication, Link, Surroundings
@@ -36,7 +36,7 @@ from qkdnode.node.provision import load_pair
 from qkdnode.secrecy.entropy import binary_entropy
 from qkdnode.supply.server import SubscriptionState, SupplyServer
 from qkdnode.vault import requests as ask
-from qkdnode.vault.root import root_source
+from qkdnode.vault.root import CredentialFile, PassphraseFile, RootSource
 from qkdnode.vault.service import Vault
 from qkdnode.watch.alarms import ADVICE, Alarm, AlarmCode, Alarms
 from qkdnode.wire.codec import VERSION
@@ -205,7 +205,9 @@ class Agent:
     # --- parts -----------------------------------------------------------------------------------------------------
 
     async def _start_entropy(self) -> None:
+        seeds = [link.distill.batch_max_bits // 8 for link in self._config.link]
         self._entropy = EntropyPool(
+            capacity_bytes=max(DEFAULT_CAPACITY_BYTES, 2 * max(seeds, default=0)),
             extractor=lambda n, m: Toeplitz(bits_in=n, bits_out=m, family="modified", uses=None),
             on_change=lambda healthy: self._in_loop(self._entropy_changed, healthy),
         )
@@ -225,11 +227,10 @@ class Agent:
 
     async def _open_vault(self, identity: OwnIdentity) -> None:
         path = self._base / self._config.node.vault
-        source = self._config.node.root_key
         self._vault = await asyncio.to_thread(
             Vault.open,
             path,
-            root=root_source(self._base, source),
+            root=self._root_source(),
             node=self._config.node.name,
             draw_into=lambda buffer: self._entropy.draw_into(buffer, wait_s=DRAW_WAIT_S),
             sign=identity.sign,
@@ -237,6 +238,13 @@ class Agent:
             clock_ns=self._clock_ns,
             create=not path.exists(),
         )
+
+    def _root_source(self) -> RootSource:
+        source = self._config.node.root_key
+        if source.passphrase_file is not None:
+            return PassphraseFile(self._base / source.passphrase_file)
+        assert source.credential is not None
+        return CredentialFile(source.credential)
 
     async def _start_link(self, section: LinkSection, identity: OwnIdentity) -> None:
 
@@ -306,7 +314,10 @@ class Agent:
 
     async def _import_pair(self, section: LinkSection) -> None:
         """Read the pair's first key once: a link that the vault knows is never provisioned by a file left behind."""
-        if await self.ask(ask.LinkKnown(link=section.name)):
+        state = await self.ask(ask.OpenLink(link=section.name, role=section.role, peer=section.peer))
+        for segment in state.segments:
+            segment.material.release()
+        if state.segments or state.session_counter:
             return
         header, material = load_pair(self._base / section.pair_key)
         names = {ALICE: header.alice, "bob": header.bob}
@@ -395,7 +406,7 @@ class Agent:
         )
 
     def _leaf(
-        self, kind: str, subject: str, details: dict[str, Any] | None = None, outcome: str = ""
+        self, kind: str, subject: str, details: dict[str, Any] | None = None, outcome: str = "done"
     ) -> dict[str, Any]:
         return {
             "time_ns": self._clock_ns(),
@@ -418,12 +429,12 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
 
     async def _record_access(self, kind: str, subject: str, outcome: str, details: dict[str, Any]) -> None:
-        await self._journal(AccessEvent(**self._leaf(kind, subject, details, outcome)))
+        await self._journal(AccessEvent(**self._leaf(f"access.{kind}", subject, details, outcome)))
 
     async def _journal(self, event: Any) -> None:
         try:
             await self.ask(ask.RecordEvent(event=event))
-        except VaultError as error:
+        except (VaultError, AuditError) as error:
             # An alarm about the log must not ask the log again.
             self._log.error("audit leaf not written", kind=event.kind, reason=str(error))
             if not isinstance(event, AlarmEvent):
