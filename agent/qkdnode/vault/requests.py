@@ -1,14 +1,16 @@
 """What the vault is asked and what it answers: messages only, so that it can move into a process of its own.
 
-Key material crosses in a SecretBuffer whose ownership moves with the message: the receiver releases it. Every request
-is one transaction: its changes, its audit leaves and its outbox rows stand together or not at all, and the answer
-comes after the sync. A request that fails raises a VaultError and changes nothing.
+Key material crosses in a SecretBuffer whose ownership moves with the message: the receiver releases it. The buffer of
+a request that fails stays the asker's. Every request is one transaction: its changes, its audit leaves and its outbox
+rows stand together or not at all, and the answer comes after the sync. A request that fails raises a QkdnodeError, in
+most cases a VaultError, and changes nothing.
 """
 
 from typing import Any
 
 import msgspec
 
+from qkdnode.audit.events import AnyEvent
 from qkdnode.ids import Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire.messages import Allocate, Mark
@@ -21,8 +23,24 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 # --- the link: sessions and authentication key -------------------------------------------------------------------
 
 
+class ProvisionLink(Request, frozen=True):
+    """Install the pre-shared authentication key of a link: Alice's half, then Bob's, whole pads of 16 bytes.
+
+    Anew, it quarantines every unsettled Batch and destroys all older authentication key of the link; the session
+    counter goes on. Answer: None.
+    """
+
+    link: str
+    role: str
+    peer: str
+    material: SecretBuffer
+
+
 class OpenLink(Request, frozen=True):
-    """Open a provisioned link after a start. The first opening moves the sending marks by 16 pads."""
+    """Open a link after a start. The first opening moves the sending marks by 16 pads.
+
+    A link without segments is yet to be provisioned. Answer: LinkState.
+    """
 
     link: str
     role: str
@@ -64,20 +82,31 @@ class NextSession(Request, frozen=True):
 class ReservePads(Request, frozen=True):
     """Move the sending mark over `count` pads, durably, before any is used; keep back `reserve` pads.
 
-    Consecutive pads of one segment per address list entry. Answer: tuple[PadAddress, ...] of length count.
+    Answer: tuple[PadAddress, ...] of length count, ascending; `contiguous` ones are consecutive in one segment.
     PoolExhaustedError if fewer than count + reserve are left; nothing moves.
     """
 
     link: str
     count: int
     reserve: int = 0
+    contiguous: bool = False
 
 
 class NoteSeen(Request, frozen=True):
-    """Raise the mark of pads seen from the peer. Answer: None."""
+    """Raise the mark of pads seen from the peer; a lower mark moves nothing. Answer: None."""
 
     link: str
     marks: tuple[Mark, ...]
+
+
+class DestroySpent(Request, frozen=True):
+    """Destroy segments used up in both directions, but those in which hash keys in use lie.
+
+    NextSession does it too, keeping none. Nothing is destroyed while a Batch is unsettled. Answer: int, how many.
+    """
+
+    link: str
+    keep: tuple[BatchId, ...] = ()
 
 
 # --- Batches -------------------------------------------------------------------------------------------------------
@@ -111,7 +140,7 @@ class StorePending(Request, frozen=True):
 
 
 class StoreReady(Request, frozen=True):
-    """Bob journals READY: the sealed key and the exact bytes of his answer. Answer: None."""
+    """Bob journals READY: the sealed key and the exact bytes of his answer. Answer: SettledBatch, not yet usable."""
 
     link: str
     record: BatchRecord
@@ -241,7 +270,10 @@ class OutboxCleared(Request, frozen=True):
 
 
 class ApplicationOutbox(Request, frozen=True):
-    """Keys READY for an application and not yet acknowledged, after `after`: tuple[Delivery, ...]."""
+    """Keys READY for an application and not yet acknowledged, oldest first, after `after`.
+
+    Answer: tuple[Delivery, ...].
+    """
 
     application: str
     after: int = 0
@@ -258,7 +290,10 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class OpenKey(Request, frozen=True):
-    """Unseal one key for its application. Answer: SecretBuffer. VaultError unless READY and meant for it."""
+    """Unseal one key for its application. Answer: SecretBuffer.
+
+    VaultError unless READY; AccessDeniedError, journalled, if it is meant for another application.
+    """
 
     key_id: KeyId
     application: str
@@ -295,7 +330,14 @@ class Outstanding(Request, frozen=True):
 class RecordEvent(Request, frozen=True):
     """One audit leaf: links, devices, access, alarms, the node itself. Answer: int, the leaf's index."""
 
-    event: Any  # a struct of qkdnode.audit.events without topic_sequence; the vault numbers it
+    event: AnyEvent  # its topic_sequence is given by the vault
+
+
+class EventsAfter(Request, frozen=True):
+    """Events of the audit log from a position on. Answer: tuple[tuple[int, AnyEvent], ...], position and event."""
+
+    position: int
+    limit: int = 256
 
 
 class Checkpoint(Request, frozen=True):

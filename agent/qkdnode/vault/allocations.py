@@ -1,0 +1,213 @@
+"""Allocation: the owner of a half cuts keys from it, the neighbour cuts the same, and only then is either supplied."""
+
+import hashlib
+from uuid import UUID
+
+from qkdnode.audit.events import Detail
+from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
+from qkdnode.ids import Association, KeyId, binding_digest, other_role
+from qkdnode.vault import keys, outbox, stock
+from qkdnode.vault.batches import known_link
+from qkdnode.vault.records import (
+    ALLOCATED,
+    BURNT,
+    PENDING,
+    READY,
+    Batch,
+    Key,
+    KnownAssociation,
+    PeerRequest,
+    pack_batch,
+    unpack_batch,
+)
+from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, AllocationAnswered, Associate
+from qkdnode.vault.stock import Run
+from qkdnode.vault.store import Store
+from qkdnode.wire.codec import encode_body
+from qkdnode.wire.messages import ACCEPTED, ALLOCATION_OUTCOMES, NOT_SETTLED, REFUSED, Allocate
+
+ID_BYTES = 16
+MAX_KEYS = 1024  # per Allocate
+SIZES_BITS = range(8, 65536 + 1, 8)
+NAME_CHARACTERS = range(1, 31 + 1)
+
+
+def associate(store: Store, request: Associate) -> None:
+    """Associate."""
+    wanted = request.association
+    for name in (wanted.local, wanted.remote):
+        if len(name) not in NAME_CHARACTERS:
+            raise LocalProtocolError(f"an application cannot be called {name!r}: 1 to 31 characters are allowed")
+    local, remote = request.nodes
+    binding = binding_digest(
+        nodes=request.nodes,
+        applications=(wanted.local, wanted.remote),
+        source=wanted.source,
+        purpose=request.purpose,
+    )
+    known = _known(store, wanted)
+    if known is None:
+        (number,) = store.connection.execute("SELECT coalesce(max(number), 0) + 1 FROM associations").fetchone()
+        row = KnownAssociation(
+            number, wanted.local, wanted.remote, wanted.source, local, remote,
+            request.link, request.purpose, request.key_class, binding,
+        )  # fmt: skip
+        names = {"local": _shown(store, wanted.local), "remote": _shown(store, wanted.remote)}
+        store.create(row, "association.made", link=request.link, purpose=request.purpose, **names)
+    elif (known.binding, known.link, known.class_) != (binding, request.link, request.key_class):
+        raise LocalProtocolError(f"association {wanted} is known with other nodes, link, purpose or class")
+
+
+def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
+    """AllocateKeys."""
+    count, size = request.count, request.size_bits
+    if count < 1 or size not in SIZES_BITS or len(request.entropy) != ID_BYTES * count:
+        raise LocalProtocolError(f"{count} keys of {size} bits with {len(request.entropy)} bytes for ids make no sense")
+    association = _known(store, request.association)
+    if association is None:
+        raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
+    link = known_link(store, association.link)
+    ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
+    done = 0
+    for run in _plan(store, request, link.link, link.role):
+        these = ids[done : done + (run.end - run.start) // size]
+        done += len(these)
+        _demand_ready(store, link.link, run.batch)
+        with stock.cut(store, link.link, link.role, run.batch, run.start, run.end) as material:
+            number = store.journal.size
+            packed = b"".join(key.bytes for key in these)
+            cut = keys.Cut(link.link, run.batch, link.role, run.start, size, packed)
+            keys.make(store, association, cut, ALLOCATED, material, outstanding=True)
+        batch = unpack_batch(run.batch)
+        message = Allocate(number, association.local, association.remote, batch, run.start, size, packed)
+        outbox.post(store, link.link, number, message)
+    return tuple(ids)
+
+
+def accept_allocation(store: Store, request: AcceptAllocation) -> str:
+    """AcceptAllocation."""
+    link, allocate = known_link(store, request.link), request.allocate
+    half, batch = other_role(link.role), pack_batch(allocate.batch)
+    digest = hashlib.sha256(encode_body(allocate)).digest()
+    end = allocate.offset_bits + allocate.size_bits * (len(allocate.key_ids) // ID_BYTES)
+    answered = store.get(PeerRequest, link.link, allocate.request)
+    if answered is not None:
+        if answered.digest == digest:
+            return answered.outcome
+        _burn(store, link.link, half, batch, allocate.offset_bits, end)
+        subject = f"{link.link}/{allocate.request}"
+        store.alarm("allocation.conflict", subject, REFUSED, reason="a request number came again with other content")
+        return REFUSED
+    settled = store.get(Batch, link.link, batch)
+    if settled is not None and settled.state == PENDING:
+        return NOT_SETTLED
+    association = _known(store, Association(allocate.remote, allocate.local, link.link))
+    reason = _refusal(store, association, allocate, settled, half, end)
+    details: dict[str, Detail] = {
+        "batch": str(allocate.batch),
+        "offset": allocate.offset_bits,
+        "bits": allocate.size_bits,
+        "keys": len(allocate.key_ids) // ID_BYTES,
+    }
+    row = PeerRequest(link.link, allocate.request, digest, ACCEPTED if reason is None else REFUSED)
+    if association is None or reason is not None:
+        burnt = _burn(store, link.link, half, batch, allocate.offset_bits, end)
+        store.create(row, "allocation.refused", REFUSED, **details, reason=reason, burnt_bits=burnt)
+        return REFUSED
+    store.create(row, "allocation.accepted", **details)
+    with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
+        cut = keys.Cut(link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids)
+        keys.make(store, association, cut, READY, material, outstanding=False)
+    return ACCEPTED
+
+
+def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyId, ...]:
+    """AllocationAnswered."""
+    if request.outcome not in ALLOCATION_OUTCOMES:
+        raise LocalProtocolError(f"{request.outcome!r} is no answer to an Allocate: {', '.join(ALLOCATION_OUTCOMES)}")
+    allocate = outbox.waiting_allocate(store, request.link, request.request)
+    if allocate is None or request.outcome == NOT_SETTLED:
+        return ()
+    ready = []
+    for key_id in _each(allocate.key_ids):
+        key = store.get(Key, key_id)
+        if key is None or key.state != ALLOCATED:
+            continue
+        if request.outcome == ACCEPTED:
+            keys.make_ready(store, key)
+            ready.append(UUID(bytes=key_id))
+        else:
+            keys.end(store, key, BURNT, "refused by the peer")
+    outbox.clear(store, request.link, request.request)
+    return tuple(ready)
+
+
+def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run]:
+    """Where the keys are cut: runs of whole keys, no more of them in one run than one Allocate carries."""
+    size, left = request.size_bits, request.count
+    plan = []
+    for run in stock.usable_runs(store, link, half):
+        start = run.start
+        while left and (fit := min((run.end - start) // size, left, MAX_KEYS)):
+            plan.append(Run(run.batch, start, start + fit * size))
+            start += fit * size
+            left -= fit
+        if not left:
+            return plan
+    raise OutOfStockError(
+        f"link {link!r} has stock for {request.count - left} of the {request.count} keys of {size} bits asked for"
+    )
+
+
+def _demand_ready(store: Store, link: str, batch: bytes) -> None:
+    """The plan read no MACs: the Batch must be usable by a verified row."""
+    row = store.get(Batch, link, batch)
+    if row is None or row.state != READY or not row.usable:
+        raise VaultError(f"Batch {unpack_batch(batch)} of link {link!r} is not settled")
+
+
+def _refusal(
+    store: Store, association: KnownAssociation | None, allocate: Allocate, batch: Batch | None, half: str, end: int
+) -> str | None:
+    """Why the peer's request cannot be; None if it can."""
+    ids = list(_each(allocate.key_ids))
+    if association is None:
+        return "unknown association"
+    if batch is None or batch.state != READY:
+        return "unknown Batch" if batch is None else f"Batch is {batch.state}"
+    if allocate.size_bits not in SIZES_BITS or allocate.offset_bits % 8 or len(allocate.key_ids) % ID_BYTES:
+        return "sizes and offsets are whole bytes"
+    if not 0 < len(ids) <= MAX_KEYS or len(set(ids)) != len(ids):
+        return "key ids are missing, repeated or too many"
+    if end > batch.half_bits or not stock.holds(store, batch.link, half, batch.batch, allocate.offset_bits, end):
+        return "bits are not in stock"
+    if any(store.connection.execute("SELECT 1 FROM keys WHERE id = ?", (i,)).fetchone() for i in ids):
+        return "a key id is taken"
+    return None
+
+
+def _burn(store: Store, link: str, half: str, batch: bytes, start: int, end: int) -> int:
+    start, end = start // 8 * 8, (end + 7) // 8 * 8
+    return stock.burn(store, link, half, batch, start, end) if end > start else 0
+
+
+def _known(store: Store, wanted: Association) -> KnownAssociation | None:
+    where = "local = ? AND remote = ? AND source = ?"
+    rows = store.find(KnownAssociation, where, wanted.local, wanted.remote, wanted.source)
+    return rows[0] if rows else None
+
+
+def _each(key_ids: bytes) -> list[bytes]:
+    return [key_ids[i : i + ID_BYTES] for i in range(0, len(key_ids), ID_BYTES)]
+
+
+def _shown(store: Store, application: str) -> str:
+    return store.sealing.pseudonym(application.encode())
+
+
+HANDLERS = {
+    Associate: associate,
+    AllocateKeys: allocate_keys,
+    AcceptAllocation: accept_allocation,
+    AllocationAnswered: allocation_answered,
+}

@@ -1,0 +1,56 @@
+"""Export the audit log of a vault, open or not, without its keys: read-only and unsealed nowhere."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from qkdnode.audit.export import write_export
+from qkdnode.errors import VaultDamagedError, VaultError
+from qkdnode.vault import schema
+from qkdnode.vault.service import IDENTITY, Identity
+
+
+def export_audit(path: str | Path, write: Callable[[str], object]) -> int:
+    """Write the export line by line, as of one moment; how many leaves.
+
+    What is exported is what the file says: the offline verifier tells whether that is what was signed. VaultError if
+    the file cannot be read, VaultDamagedError if it is not in order.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VaultError(f"there is no vault at {path}: name the right file")
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
+        try:
+            return _export(connection, path, write)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise VaultDamagedError(f"the audit log of vault {path} cannot be read: {error}") from error
+
+
+def _export(connection: sqlite3.Connection, path: Path, write: Callable[[str], object]) -> int:
+    connection.execute("PRAGMA busy_timeout = 5000").fetchall()
+    if connection.execute("PRAGMA application_id").fetchone()[0] != schema.APPLICATION_ID:
+        raise VaultError(f"{path} is not a vault: name the right file")
+    connection.execute("BEGIN")
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (IDENTITY,)).fetchone()
+    try:
+        identity = msgspec.json.decode(row[0] if row else b"", type=Identity)
+    except msgspec.MsgspecError:
+        raise VaultDamagedError(f"vault {path} does not say whose it is") from None
+    count = 0
+
+    def leaves() -> Iterator[bytes]:
+        nonlocal count
+        for (leaf,) in connection.execute("SELECT leaf FROM leaves ORDER BY position"):
+            count += 1
+            yield leaf.encode()
+
+    notes = connection.execute("SELECT size, note FROM checkpoints ORDER BY size")
+    for line in write_export(identity.origin, identity.public_key, leaves(), notes):
+        write(line)
+    return count

@@ -1,0 +1,212 @@
+"""The audit log as the vault keeps it: leaves in the transaction of the change, the tree's frontier, checkpoints.
+
+A change that cannot be journalled does not happen. Leaves of one request are gathered and written when it ends.
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from qkdnode.audit import events
+from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint, verify
+from qkdnode.audit.events import AnyEvent, Detail, Event
+from qkdnode.audit.merkle import Frontier, leaf_hash
+from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
+from qkdnode.vault.records import RESERVED_SUBJECTS
+from qkdnode.vault.sealing import Sealing
+
+CHECKPOINT_LEAVES = 1000
+LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
+_NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Where the log stood, to go back to."""
+
+    frontier: Frontier
+    topics: dict[str, int]
+    checkpointed: int
+
+
+class Journal:
+    """The log of one open vault. Positions count from 0, a topic's numbers from 1."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        sealing: Sealing,
+        *,
+        node: str,
+        origin: str,
+        public_key: bytes,
+        sign: Callable[[bytes], bytes],
+    ) -> None:
+        self._connection = connection
+        self._sealing = sealing
+        self._node = node
+        self._origin = origin
+        self._public_key = public_key
+        self._sign = sign
+        self._frontier = Frontier()
+        self._topics: dict[str, int] = {}
+        self._checkpointed = 0
+        self._pending: list[str] = []
+        self._pending_subjects: dict[str, int] = {}
+        self._headed = 0  # size of the log under the stored head
+        self.now_ns = 0
+
+    @property
+    def size(self) -> int:
+        """Leaves, those of the request in progress included."""
+        return self._frontier.size + len(self._pending)
+
+    def record(
+        self,
+        kind: type[Event],
+        topic: str,
+        happened: str,
+        subject: str,
+        details: Mapping[str, Detail],
+        outcome: str = "done",
+    ) -> int:
+        """Journal one event; the position of its leaf."""
+        number = self._topics.get(topic, 0) + 1
+        event: Any = kind(
+            time_ns=self.now_ns,
+            node=self._node,
+            topic=topic,
+            topic_sequence=number,
+            kind=happened,
+            subject=subject,
+            outcome=outcome,
+            details=dict(details),
+        )
+        return self._append(event)
+
+    def record_foreign(self, event: AnyEvent) -> int:
+        """Journal an event of somebody else, numbered here; LocalProtocolError if it takes a record's name."""
+        if event.subject.startswith(RESERVED_SUBJECTS):
+            raise LocalProtocolError(f"subject {event.subject!r} is the vault's: no other events may have it")
+        number = self._topics.get(event.topic, 0) + 1
+        return self._append(msgspec.structs.replace(event, topic_sequence=number))
+
+    def newest(self, subject: str) -> int | None:
+        """Position of the newest leaf about a subject."""
+        pending = self._pending_subjects.get(subject)
+        if pending is not None:
+            return pending
+        row = self._connection.execute(_NEWEST, (subject,)).fetchone()
+        return None if row is None else row[0]
+
+    def mark(self) -> Mark:
+        """Remember where the log stands."""
+        return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back, as the transaction did. A mark serves once."""
+        self._frontier, self._topics, self._checkpointed = mark.frontier, mark.topics, mark.checkpointed
+        self._headed = min(self._headed, mark.frontier.size)
+        self._pending.clear()
+        self._pending_subjects.clear()
+
+    def write(self) -> None:
+        """Write the leaves of the request that ends."""
+        if not self._pending:
+            return
+        first = self._frontier.size
+        self._connection.executemany(
+            "INSERT INTO leaves (position, leaf) VALUES (?, ?)", enumerate(self._pending, first)
+        )
+        for leaf in self._pending:
+            self._frontier.append(leaf_hash(leaf.encode()))
+        self._pending.clear()
+        self._pending_subjects.clear()
+
+    def write_head(self) -> None:
+        """Before each commit: the authenticated head of the log, and a checkpoint when enough leaves came."""
+        self.write()
+        if self._frontier.size - self._checkpointed >= CHECKPOINT_LEAVES:
+            self.checkpoint()
+        if self._frontier.size != self._headed:
+            head = self._frontier.encode()
+            rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
+            self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+            self._headed = self._frontier.size
+
+    def checkpoint(self) -> str:
+        """The signed note over all leaves so far; the one there is if none came since."""
+        self.write()
+        size = self._frontier.size
+        row = self._connection.execute("SELECT note FROM checkpoints WHERE size = ?", (size,)).fetchone()
+        if row is not None:
+            return str(row[0])
+        note = sign_checkpoint(
+            Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self._public_key, self._sign
+        )
+        self._connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
+        self._checkpointed = size
+        return note
+
+    @property
+    def uncheckpointed(self) -> int:
+        """Leaves after the last checkpoint."""
+        return self._frontier.size - self._checkpointed
+
+    def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
+        """Events from a position on."""
+        rows = self._connection.execute(
+            "SELECT position, leaf FROM leaves WHERE position >= ? ORDER BY position LIMIT ?", (position, limit)
+        )
+        return tuple((at, events.decode(leaf.encode())) for at, leaf in rows)
+
+    def rebuild(self) -> None:
+        """On opening: read every leaf, rebuild the tree, compare with its authenticated head and last checkpoint."""
+        meta = dict(
+            self._connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (LOG_HEAD, LOG_HEAD_MAC))
+        )
+        head, mac = meta.get(LOG_HEAD, b""), meta.get(LOG_HEAD_MAC, b"")
+        if self._sealing.mac("log head", head) != mac:
+            raise VaultDamagedError("the head of the audit log in the vault is damaged: restore the vault file")
+        frontier, topics = Frontier(), self._topics
+        for position, leaf in self._connection.execute("SELECT position, leaf FROM leaves ORDER BY position"):
+            try:
+                event = events.decode(leaf.encode())
+            except AuditError as error:
+                raise VaultDamagedError(f"entry {position} of the audit log in the vault is damaged: {error}") from None
+            number = topics.get(event.topic, 0) + 1
+            if frontier.append(leaf_hash(leaf.encode())) != position or event.topic_sequence != number:
+                raise VaultDamagedError(f"entries are missing before entry {position} of the audit log in the vault")
+            topics[event.topic] = number
+        if frontier.encode() != head:
+            raise VaultDamagedError(
+                f"the audit log in the vault was changed: its {frontier.size} entries do not give its authenticated "
+                "head; export it for evidence and restore the vault file"
+            )
+        self._frontier = frontier
+        self._headed = frontier.size
+        last = self._connection.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        if last is not None:
+            self._checkpointed = last[0]
+            try:
+                checkpoint = verify(last[1], self._public_key)
+            except AuditError as error:
+                raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
+            if checkpoint.size != last[0] or checkpoint.size > frontier.size:
+                raise VaultDamagedError(
+                    f"the last checkpoint in the vault covers {checkpoint.size} entries, not its own"
+                )
+
+    def _append(self, event: AnyEvent) -> int:
+        leaf = events.encode(event)
+        position = self._frontier.size + len(self._pending)
+        self._pending.append(leaf.decode())
+        self._pending_subjects[event.subject] = position
+        self._topics[event.topic] = event.topic_sequence
+        return position
+
+
+def empty_head() -> bytes:
+    """The head of a log without leaves."""
+    return Frontier().encode()

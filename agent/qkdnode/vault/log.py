@@ -1,0 +1,53 @@
+"""The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
+
+from qkdnode.audit.events import AnyEvent
+from qkdnode.ids import other_role
+from qkdnode.vault import segments
+from qkdnode.vault.records import Link
+from qkdnode.vault.requests import Checkpoint, EventsAfter, RecordEvent, Status, VaultStatus
+from qkdnode.vault.store import Store
+
+MAX_EVENTS = 4096
+_STOCK = """
+SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
+WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
+"""
+
+
+def record_event(store: Store, request: RecordEvent) -> int:
+    """RecordEvent."""
+    return store.journal.record_foreign(request.event)
+
+
+def events_after(store: Store, request: EventsAfter) -> tuple[tuple[int, AnyEvent], ...]:
+    """EventsAfter."""
+    return store.journal.after(request.position, min(request.limit, MAX_EVENTS))
+
+
+def checkpoint(store: Store, request: Checkpoint) -> str:
+    """Checkpoint."""
+    return store.journal.checkpoint()
+
+
+def status(store: Store, request: Status) -> VaultStatus:
+    """Status."""
+    counts = dict(store.connection.execute("SELECT name, value FROM counts"))
+    links = store.find_sound(Link, "true ORDER BY link")
+    return VaultStatus(
+        keys={name.removeprefix("key."): n for name, n in counts.items() if name.startswith("key.") and n},
+        keys_delivered_both=counts["delivered_both"],
+        stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
+        stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
+        batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
+        pads={link.link: segments.pads_left(store, link.link) for link in links},
+        application_outbox=counts.get("key.ready", 0),
+        neighbour_outbox=store.connection.execute("SELECT count(*) FROM outbox").fetchone()[0],
+        leaves=store.journal.size,
+    )
+
+
+def _stock(store: Store, link: str, half: str) -> int:
+    return int(store.connection.execute(_STOCK, (link, half)).fetchone()[0])
+
+
+HANDLERS = {RecordEvent: record_event, EventsAfter: events_after, Checkpoint: checkpoint, Status: status}

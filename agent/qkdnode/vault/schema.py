@@ -1,0 +1,201 @@
+"""The tables of the vault's one SQLite file, and the pragmas that it is opened with.
+
+Every protected table ends in `generation` (transitions so far), `leaf` (position of the audit leaf of the last one)
+and `mac` (over the table's name and all other columns). Sealed and wrapped columns hold ciphertext; nothing else in
+the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, so that it sorts.
+"""
+
+APPLICATION_ID = 0x514B4456  # "QKDV"
+SCHEMA_VERSION = 1
+
+PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",  # NORMAL hands keys out twice after a power loss
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA cache_size = -16384",
+    "PRAGMA journal_size_limit = 16777216",
+)
+
+TABLES = """
+CREATE TABLE meta (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE keks (
+    link TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    wrapped BLOB NOT NULL,
+    PRIMARY KEY (link, epoch)
+) WITHOUT ROWID;
+
+CREATE TABLE links (
+    link TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    session_counter INTEGER NOT NULL,
+    start BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+CREATE TABLE segments (
+    link TEXT NOT NULL,
+    batch BLOB NOT NULL,
+    state TEXT NOT NULL,
+    pads INTEGER NOT NULL,
+    sending INTEGER NOT NULL,
+    seen INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    sealed BLOB,
+    wrapped BLOB,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, batch)
+);
+CREATE INDEX segments_live ON segments (link, batch) WHERE state IN ('waiting', 'usable');
+
+CREATE TABLE batches (
+    link TEXT NOT NULL,
+    batch BLOB NOT NULL,
+    state TEXT NOT NULL,
+    usable INTEGER NOT NULL,
+    announced INTEGER NOT NULL,
+    half_bits INTEGER NOT NULL,
+    record BLOB NOT NULL,
+    content BLOB NOT NULL,
+    message BLOB NOT NULL,
+    made_ns INTEGER NOT NULL,
+    settled_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, batch)
+);
+CREATE INDEX batches_unsettled ON batches (link, batch) WHERE NOT usable AND state IN ('pending', 'ready');
+CREATE INDEX batches_unannounced ON batches (link, batch) WHERE usable AND NOT announced;
+
+CREATE TABLE chunks (
+    link TEXT NOT NULL,
+    half TEXT NOT NULL,
+    batch BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    spans TEXT NOT NULL,
+    bits INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    sealed BLOB NOT NULL,
+    wrapped BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, half, batch, number)
+);
+
+CREATE TABLE associations (
+    number INTEGER PRIMARY KEY,
+    local TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    source TEXT NOT NULL,
+    node_local TEXT NOT NULL,
+    node_remote TEXT NOT NULL,
+    link TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    class TEXT NOT NULL,
+    binding BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    UNIQUE (local, remote, source)
+);
+
+CREATE TABLE keys (
+    id BLOB NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    class TEXT NOT NULL,
+    association INTEGER NOT NULL REFERENCES associations (number),
+    application TEXT NOT NULL,
+    link TEXT NOT NULL,
+    binding BLOB NOT NULL,
+    agent TEXT NOT NULL,
+    policy INTEGER NOT NULL,
+    size_bits INTEGER NOT NULL,
+    batch BLOB NOT NULL,
+    half TEXT NOT NULL,
+    offset_bits INTEGER NOT NULL,
+    outstanding INTEGER NOT NULL,
+    delivery INTEGER,
+    allocated_ns INTEGER NOT NULL,
+    ready_ns INTEGER,
+    delivered_ns INTEGER,
+    delivered_remote_ns INTEGER,
+    ended_ns INTEGER,
+    epoch INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    sealed BLOB,
+    wrapped BLOB,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+CREATE INDEX keys_waiting ON keys (application, delivery) WHERE delivery IS NOT NULL;
+CREATE INDEX keys_outstanding ON keys (association) WHERE outstanding;
+
+CREATE TABLE requests (
+    link TEXT NOT NULL,
+    request INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    outcome TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, request)
+);
+
+CREATE TABLE outbox (
+    link TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, number)
+);
+
+CREATE TABLE leaves (
+    position INTEGER PRIMARY KEY,
+    leaf TEXT NOT NULL,
+    subject TEXT GENERATED ALWAYS AS (json_extract(leaf, '$.subject')) VIRTUAL
+);
+CREATE INDEX leaves_subject ON leaves (subject);
+
+CREATE TABLE checkpoints (
+    size INTEGER PRIMARY KEY,
+    note TEXT NOT NULL
+);
+
+CREATE TABLE counts (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO counts VALUES ('delivered_both', 0);
+CREATE TRIGGER keys_counted AFTER INSERT ON keys BEGIN
+    INSERT INTO counts VALUES ('key.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
+END;
+CREATE TRIGGER keys_recounted AFTER UPDATE OF state ON keys WHEN NEW.state <> OLD.state BEGIN
+    UPDATE counts SET value = value - 1 WHERE name = 'key.' || OLD.state;
+    INSERT INTO counts VALUES ('key.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
+END;
+CREATE TRIGGER keys_settled AFTER UPDATE OF delivered_ns, delivered_remote_ns ON keys
+WHEN NEW.delivered_ns IS NOT NULL AND NEW.delivered_remote_ns IS NOT NULL
+    AND (OLD.delivered_ns IS NULL OR OLD.delivered_remote_ns IS NULL) BEGIN
+    UPDATE counts SET value = value + 1 WHERE name = 'delivered_both';
+END;
+"""

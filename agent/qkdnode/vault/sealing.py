@@ -1,0 +1,179 @@
+"""Sealing: ciphertext of secrets for the file, MACs of rows, pseudonyms for the audit log.
+
+Each secret has its own data key, used once, so its AES-256-GCM nonce is all zeros. The data key is wrapped with a
+random 96-bit nonce under the key-encryption key (KEK) of its link and epoch (a day): far fewer than 2**32 wraps each.
+KEKs are wrapped under the root key. The same `bound` tuple is the associated data of both layers.
+
+AEAD objects live for one request at most: a live one keeps copies of its key on the heap.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+from typing_extensions import Buffer
+
+from qkdnode.errors import VaultDamagedError, VaultLockedError
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.root import KEY_BYTES, NONCE_BYTES, TAG_BYTES, RootKey
+
+EPOCH_NS = 86_400 * 10**9
+PSEUDONYM_BYTES = 16
+PSEUDONYMS_KEPT = 8192
+ZERO_NONCE = bytes(NONCE_BYTES)
+ROW_MAC, PSEUDONYM = b"row MAC key", b"pseudonym salt"
+_SHA256 = SHA256()
+_canonical = msgspec.msgpack.Encoder().encode
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A secret as stored: its ciphertext and its wrapped data key."""
+
+    sealed: bytes
+    wrapped: bytes
+
+
+class Sealing:
+    """The keys of one open vault and what is done with them. `draw_into` fills a buffer with fresh entropy."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, root: RootKey, draw_into: Callable[[SecretBuffer], None]
+    ) -> None:
+        self._connection = connection
+        self._root = root
+        self._draw_into = draw_into
+        self._keks: dict[tuple[str, int], SecretBuffer] = {}
+        self._mac_key = self._node_key(ROW_MAC)
+        self._salt = self._node_key(PSEUDONYM)
+        self._pseudonyms: dict[bytes, str] = {}
+
+    def draw(self, size: int) -> SecretBuffer:
+        """Fresh entropy; NoEntropyError if the node has none."""
+        buffer = SecretBuffer(size)
+        try:
+            self._draw_into(buffer)
+        except BaseException:
+            buffer.release()
+            raise
+        return buffer
+
+    def mac(self, *parts: Any) -> bytes:
+        """32 bytes over the canonical encoding of the parts."""
+        return self._hmac(self._mac_key, _canonical(parts))
+
+    def content_digest(self, secret: Buffer, *parts: bytes) -> bytes:
+        """A keyed digest that tells whether a secret, with what goes with it, is the same as before."""
+        digest = HMAC(memoryview(self._mac_key), _SHA256)
+        digest.update(b"content\0" + _canonical(parts))
+        digest.update(memoryview(secret))
+        return digest.finalize()
+
+    def pseudonym(self, name: bytes) -> str:
+        """What stands for a key or an application in the audit log: 32 hexadecimal digits."""
+        known = self._pseudonyms.get(name)
+        if known is None:
+            if len(self._pseudonyms) >= PSEUDONYMS_KEPT:
+                self._pseudonyms.clear()
+            known = self._pseudonyms[name] = self._hmac(self._salt, name)[:PSEUDONYM_BYTES].hex()
+        return known
+
+    def seal(self, link: str, epoch: int, secrets: Sequence[tuple[tuple[Any, ...], Buffer]]) -> list[Sealed]:
+        """Seal each (bound, secret) under a data key of its own. The secrets stay the caller's."""
+        if not secrets:
+            return []
+        kek = AESGCM(memoryview(self._kek(link, epoch, create=True)))
+        nonces = os.urandom(NONCE_BYTES * len(secrets))
+        sealed = []
+        with self.draw(KEY_BYTES * len(secrets)) as drawn, memoryview(drawn) as keys:
+            for i, (bound, secret) in enumerate(secrets):
+                associated = _canonical(bound)
+                nonce = nonces[i * NONCE_BYTES : (i + 1) * NONCE_BYTES]
+                with keys[i * KEY_BYTES : (i + 1) * KEY_BYTES] as key:
+                    ciphertext = AESGCM(key).encrypt(ZERO_NONCE, memoryview(secret), associated)
+                    sealed.append(Sealed(ciphertext, nonce + kek.encrypt(nonce, key, associated)))
+        return sealed
+
+    def unseal(
+        self, link: str, epoch: int, bound: tuple[Any, ...], sealed: bytes | None, wrapped: bytes | None
+    ) -> SecretBuffer:
+        """The secret, in a buffer of the caller's. InvalidTag if it was sealed otherwise."""
+        if sealed is None or wrapped is None or len(sealed) <= TAG_BYTES:
+            raise InvalidTag
+        associated = _canonical(bound)
+        secret = SecretBuffer(len(sealed) - TAG_BYTES)
+        with SecretBuffer(KEY_BYTES) as key:
+            try:
+                kek = AESGCM(memoryview(self._kek(link, epoch, create=False)))
+                kek.decrypt_into(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], associated, memoryview(key))
+                AESGCM(memoryview(key)).decrypt_into(ZERO_NONCE, sealed, associated, memoryview(secret))
+            except BaseException:
+                secret.release()
+                raise
+        return secret
+
+    def forget(self) -> None:
+        """Drop the cached KEKs: after a rollback, those just made are no longer in the file."""
+        for kek in self._keks.values():
+            kek.release()
+        self._keks.clear()
+
+    def destroy(self) -> None:
+        """Wipe every key of this vault from memory."""
+        self.forget()
+        self._mac_key.release()
+        self._salt.release()
+        self._root.destroy()
+
+    @staticmethod
+    def _hmac(key: SecretBuffer, data: bytes) -> bytes:
+        mac = HMAC(memoryview(key), _SHA256)
+        mac.update(data)
+        return mac.finalize()
+
+    def _kek(self, link: str, epoch: int, *, create: bool) -> SecretBuffer:
+        kek = self._keks.get((link, epoch))
+        if kek is not None:
+            return kek
+        purpose = b"KEK " + _canonical((link, epoch))
+        row = self._connection.execute(
+            "SELECT wrapped FROM keks WHERE link = ? AND epoch = ?", (link, epoch)
+        ).fetchone()
+        if row is not None:
+            kek = self._unwrap(purpose, row[0], f"key-encryption key of link {link!r}, epoch {epoch}")
+        elif create:
+            kek = self.draw(KEY_BYTES)
+            wrapped = self._root.wrap(purpose, kek)
+            self._connection.execute("INSERT INTO keks VALUES (?, ?, ?)", (link, epoch, wrapped))
+        else:
+            raise InvalidTag
+        self._keks[link, epoch] = kek
+        return kek
+
+    def _node_key(self, purpose: bytes) -> SecretBuffer:
+        name = purpose.decode()
+        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise VaultDamagedError(f"the vault lacks its {name}: restore the vault file")
+        return self._unwrap(purpose, row[0], name)
+
+    def _unwrap(self, purpose: bytes, wrapped: bytes, name: str) -> SecretBuffer:
+        try:
+            return self._root.unwrap(purpose, wrapped)
+        except VaultLockedError:
+            raise VaultDamagedError(f"the {name} in the vault is damaged: restore the vault file") from None
+
+
+def new_node_keys(root: RootKey, draw_into: Callable[[SecretBuffer], None]) -> dict[str, bytes]:
+    """The wrapped keys of a new vault, by the names they are stored under."""
+    wrapped = {}
+    for purpose in (ROW_MAC, PSEUDONYM):
+        with SecretBuffer(KEY_BYTES) as key:
+            draw_into(key)
+            wrapped[purpose.decode()] = root.wrap(purpose, key)
+    return wrapped

@@ -1,0 +1,206 @@
+"""Protected rows in one SQLite connection: every read is verified, every change is journalled with it."""
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import cache
+from hmac import compare_digest
+from typing import Any, TypeVar
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from msgspec.structs import astuple, fields, replace
+
+from qkdnode.audit.events import AlarmEvent, Detail, Event
+from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.journal import Journal
+from qkdnode.vault.records import Chunk, Key, Record, Segment
+from qkdnode.vault.sealing import EPOCH_NS, Sealing
+
+R = TypeVar("R", bound=Record)
+
+
+class Statements(msgspec.Struct, frozen=True):
+    """The SQL of one table."""
+
+    select: str
+    find: str  # up to the condition
+    insert: str
+    update: str
+    delete: str
+    set_aside: str
+
+
+class Aftermath(Exception):
+    """A failure that leaves something to journal, once the failed request is undone."""
+
+    def __init__(self, error: QkdnodeError, record: Callable[["Store"], None]) -> None:
+        super().__init__(error)
+        self.error = error
+        self.record = record
+
+
+class Store:
+    """The rows, the log and the keys of one open vault, for the request in progress.
+
+    A damaged row raises VaultDamagedError to the asker; the request is undone, and then the row is set aside for good.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        sealing: Sealing,
+        journal: Journal,
+        *,
+        node: str,
+        start: bytes,
+    ) -> None:
+        self.connection = connection
+        self.sealing = sealing
+        self.journal = journal
+        self.node = node
+        self.start = start  # names this run of the vault
+
+    @property
+    def now_ns(self) -> int:
+        """Wall clock of the request in progress."""
+        return self.journal.now_ns
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in which a secret is sealed now."""
+        return self.journal.now_ns // EPOCH_NS
+
+    def get(self, record: type[R], *key: Any) -> R | None:
+        """The verified row of a primary key, or None: unknown or set aside."""
+        row = self.connection.execute(_statements(record).select, key).fetchone()
+        return None if row is None else self._verified(record, row)
+
+    def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
+        """All verified rows of a condition in SQL, ORDER BY and LIMIT included."""
+        rows = self.connection.execute(_statements(record).find + condition, values).fetchall()
+        return [self._verified(record, row) for row in rows]
+
+    def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
+        """As find, but damaged rows are set aside at once and the others returned."""
+        sound = []
+        for row in self.connection.execute(_statements(record).find + condition, values).fetchall():
+            try:
+                sound.append(self._verified(record, row))
+            except Aftermath as damage:
+                damage.record(self)
+        return sound
+
+    def create(self, row: R, happened: str, outcome: str = "done", /, **details: Detail) -> R:
+        """Insert a row and journal its creation."""
+        row = replace(row, leaf=self._journal(row, happened, outcome, details))
+        self.insert(row)
+        return row
+
+    def change(self, row: R, happened: str, details: Mapping[str, Detail], outcome: str = "done", **changes: Any) -> R:
+        """Journal a transition of a verified row and write it."""
+        generation = row.generation + 1  # type: ignore[attr-defined]
+        leaf = self._journal(row, happened, outcome, details)
+        row = replace(row, generation=generation, leaf=leaf, **changes)
+        values = astuple(row)
+        mac = self.sealing.mac(row.table, values)
+        self.connection.execute(_statements(type(row)).update, (*values, mac, *self._key(row)))
+        return row
+
+    def remove(self, row: Record, happened: str, /, **details: Detail) -> None:
+        """Journal the end of a row and delete it."""
+        self._journal(row, happened, "done", details)
+        self.delete(row)
+
+    def insert(self, row: Record) -> None:
+        """Insert a row that has its leaf, or needs none."""
+        values = astuple(row)
+        self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
+
+    def delete(self, row: Record) -> None:
+        """Delete a row that was journalled, or needs not be."""
+        self.connection.execute(_statements(type(row)).delete, self._key(row))
+
+    def unseal(self, row: Key | Chunk | Segment) -> SecretBuffer:
+        """The secret of a verified row; the caller releases it."""
+        try:
+            return self.sealing.unseal(row.link, row.epoch, row.bound, row.sealed, row.wrapped)
+        except InvalidTag:
+            raise self._damaged(type(row), self._key(row), "does not unseal") from None
+
+    def alarm(self, happened: str, subject: str, outcome: str, /, **details: Detail) -> int:
+        """Journal something that a person should look at."""
+        return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome)
+
+    def _journal(self, row: Record, happened: str, outcome: str, details: Mapping[str, Detail]) -> int:
+        subject = row.subject(self.sealing.pseudonym)
+        assert subject is not None, f"{row.table} rows are not journalled"
+        link = getattr(row, "link", None)
+        topic = row.topic if link is None else f"{row.topic}.{link}"
+        kind: type[Event] = row.event
+        return self.journal.record(kind, topic, happened, subject, details, outcome)
+
+    def _verified(self, record: type[R], row: tuple[Any, ...]) -> R:
+        values = row[:-1]
+        try:
+            genuine = compare_digest(self.sealing.mac(record.table, values), row[-1])
+        except (TypeError, OverflowError):
+            genuine = False
+        positions = _key_positions(record)
+        if not genuine:
+            raise self._damaged(record, tuple(row[i] for i in positions), "fails its authentication")
+        found = record(*values)
+        subject = found.subject(self.sealing.pseudonym)
+        if subject is not None and self.journal.newest(subject) != found.leaf:  # type: ignore[attr-defined]
+            raise self._damaged(record, tuple(row[i] for i in positions), "is an old state put back")
+        return found
+
+    def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str) -> Aftermath:
+        shown = "/".join(self._shown(record, part) for part in key)
+        name = f"{record.table}/{shown}"
+
+        def set_aside(store: "Store") -> None:
+            if record.set_aside is not None:
+                store.connection.execute(_statements(record).set_aside, (record.set_aside, *key))
+            elif record.table == "outbox":
+                store.connection.execute(_statements(record).delete, key)
+            store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)
+
+        aside = "it was set aside" if record.set_aside is not None else "nothing that needs it works"
+        return Aftermath(
+            VaultDamagedError(f"record {name} of the vault {what}: {aside}; look for who wrote to the vault file"),
+            set_aside,
+        )
+
+    def _shown(self, record: type[Record], part: Any) -> str:
+        if isinstance(part, bytes):
+            return self.sealing.pseudonym(part) if record is Key else part[:16].hex()
+        return "".join(c if c.isprintable() else "?" for c in str(part)[:40])
+
+    @staticmethod
+    def _key(row: Record) -> tuple[Any, ...]:
+        return tuple(getattr(row, name) for name in row.key)
+
+
+@cache
+def _statements(record: type[Record]) -> Statements:
+    columns = [field.encode_name for field in fields(record)] + ["mac"]
+    table, listed = record.table, ", ".join(columns)
+    where = " AND ".join(f"{name} = ?" for name in record.key)
+    find = f"SELECT {listed} FROM {table} WHERE "
+    if record.set_aside is not None:
+        find += f"state <> '{record.set_aside}' AND "
+    return Statements(
+        select=find + where,
+        find=find,
+        insert=f"INSERT INTO {table} ({listed}) VALUES ({', '.join('?' * len(columns))})",
+        update=f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in columns)} WHERE {where}",
+        delete=f"DELETE FROM {table} WHERE {where}",
+        set_aside=f"UPDATE {table} SET state = ? WHERE {where}",
+    )
+
+
+@cache
+def _key_positions(record: type[Record]) -> tuple[int, ...]:
+    names = [field.name for field in fields(record)]
+    return tuple(names.index(name) for name in record.key)
