@@ -38,14 +38,14 @@ PROFILES = ("lan", "wan", "tight")
 
 # Exponents of the block sizes of each pass by QBER, for the smallest Frames that a table serves. Found by search over
 # measured runs: lan balances disclosure and rounds, wan saves rounds at f <= 1.06, tight saves disclosure.
-SMALL = {
+cdef dict SMALL = {
     10: {0.002: (8, 9), 0.005: (7, 8, 9), 0.01: (6, 8, 9), 0.03: (5, 7, 8, 9), 0.05: (4, 6, 8, 9), 0.08: (3, 6, 8, 9)},
     11: {
         0.002: (9, 10, 11), 0.005: (8, 9, 11), 0.01: (7, 8, 10, 11), 0.03: (5, 7, 10, 11), 0.05: (4, 7, 10, 11),
         0.08: (3, 7, 10, 11),
     },
 }
-LARGE = {
+cdef dict LARGE = {
     "lan": {
         0.002: (9, 10, 11), 0.005: (8, 9, 11), 0.01: (6, 9, 11), 0.02: (5, 8, 11), 0.03: (5, 7, 12, 12),
         0.05: (4, 7, 11), 0.08: (3, 7, 12, 12),
@@ -59,10 +59,10 @@ LARGE = {
         0.03: (5, 8, 12, 12), 0.05: (4, 8, 12, 12), 0.08: (3, 8, 12, 12),
     },
 }
-LARGE_FROM_LOG2 = 13
+cdef int LARGE_FROM_LOG2 = 13
 
 
-def frame_log2(frame_bits: int) -> int:
+cdef object frame_log2(object frame_bits):
     """The exponent of a permitted Frame size."""
     exponent = frame_bits.bit_length() - 1
     if frame_bits <= 0 or frame_bits != 1 << exponent or not QKN_CASCADE_MIN_LOG2 <= exponent <= QKN_CASCADE_MAX_LOG2:

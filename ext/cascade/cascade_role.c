@@ -223,6 +223,8 @@ static int descend(struct qkn_cascade *cascade, unsigned f, unsigned p, unsigned
     }
 }
 
+/* Every odd block asks once: two neighbours are told apart only when one of them is the error, which is then removed, so
+ * a way that is known to its end leads to an error removed before, a contradiction. */
 static int search_odd_blocks(struct qkn_cascade *cascade, unsigned f, unsigned p)
 {
     const struct pass *pass = &cascade->passes[p];
@@ -282,21 +284,12 @@ static void take_blocks(struct qkn_cascade *cascade, unsigned f, unsigned p)
 static int resume(struct qkn_cascade *cascade, unsigned f)
 {
     struct frame *frame = &cascade->frames[f];
-    for (unsigned p = 0; p < frame->opened;) {
-        if (!has_odd_block(&cascade->passes[p], f)) {
-            p++;
-            continue;
-        }
-        const int status = search_odd_blocks(cascade, f, p);
-        if (status)
-            return status;
-        if (frame->asked_count) {
+    for (unsigned p = 0; p < frame->opened; p++)
+        if (has_odd_block(&cascade->passes[p], f)) {
             frame->pass = (uint8_t)p;
             frame->phase = SEARCHING;
-            return QKN_CASCADE_GOES_ON;
+            return search_odd_blocks(cascade, f, p);
         }
-        p = 0;
-    }
     while (frame->opened < cascade->shape.passes) {
         ask_blocks(cascade, f, frame->opened);
         frame->phase = OPENING;

@@ -141,6 +141,7 @@ def test_equal_keys_cost_block_parities_and_masks_alone(frames: int, profile: st
         (4, (3, 10, 6), 0.12),
         (1, (1, 2), 0.02),
         (3, (7, 1, 9), 0.0),
+        (8, (2, 2, 2, 2, 2), 0.12),
     ],
 )
 def test_every_message_equals_that_of_cascade_written_the_obvious_way(
@@ -154,6 +155,14 @@ def test_every_message_equals_that_of_cascade_written_the_obvious_way(
     assert done.from_bob == from_bob
     assert [set(np.flatnonzero(row).tolist()) for row in done.mask(done.bob, alice)] == found
     assert_reconciled(done, alice, errors)
+
+
+def test_permutations_of_the_largest_frames_are_free_of_bias() -> None:
+    """With this seed a draw falls into the rejected remainder, as one in about 2^17 does."""
+    alice, _ = draw(1, 1 << 16, 0.0, 5)
+    exponents, seed = (12, 12, 12), bytes([10]) * 32
+    from_alice, _, _ = cascade_reference.transcripts((alice.tolist(), alice.tolist()), exponents, seed)
+    assert run(alice, alice, exponents, seed).from_alice == from_alice
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -290,20 +299,19 @@ def test_a_peer_whose_parities_contradict_each_other_is_named() -> None:
     alice, _ = draw(8, 1 << 10, 0.0, 13)
     generator = np.random.default_rng(13)
     end = role(alice, (3, 5, 7, 9), corrects=False)
-    message = end.step(None)
-    with pytest.raises(RemoteProtocolError, match="contradict"):
+
+    def answer_at_random(message: bytes | None) -> None:
         while message is not None:
-            noise = generator.random(len(message)) < 0.3
-            message = end.step((np.frombuffer(message, np.uint8) ^ noise).tobytes())
+            message = end.step((np.frombuffer(message, np.uint8) ^ (generator.random(len(message)) < 0.3)).tobytes())
+
+    with pytest.raises(RemoteProtocolError, match="contradict"):
+        answer_at_random(end.step(None))
 
 
-def test_a_peer_that_disagrees_for_ever_meets_the_cap_on_rounds() -> None:
+def test_keys_that_differ_far_beyond_the_schedule_meet_the_cap_on_rounds() -> None:
     alice, errors = draw(64, 1 << 10, 0.5, 14)
-    roles = role(alice, (10,), corrects=False), role(alice ^ errors, (10,), corrects=True)
-    messages = [end.step(None) for end in roles]
     with pytest.raises(RemoteProtocolError, match="rounds"):
-        while all(messages):
-            messages = [end.step(message) for end, message in zip(roles, reversed(messages), strict=True)]
+        run(alice, alice ^ errors, (10,))
 
 
 def test_calls_out_of_order_are_this_ends_own_fault_and_change_nothing() -> None:
@@ -403,7 +411,7 @@ def occurrences(of: bytes) -> int:
         for line in Path("/proc/self/maps").read_text().splitlines():
             place, rights, *_ = line.split()
             low, high = (int(end, 16) for end in place.split("-"))
-            if not rights.startswith("rw") or line.endswith("[vvar]"):
+            if not rights.startswith("rw") or high - low > 1 << 30:  # a sanitizer's shadow memory holds terabytes
                 continue
             for at in range(low, high, len(chunk)):
                 memory.seek(at)
