@@ -57,6 +57,12 @@ class NoEntropyError(QkdnodeError):
     code = "NO_ENTROPY"
 
 
+class EntropyShortError(NoEntropyError):
+    """The QRNGs are healthy but slower than the demand: the same draw succeeds a little later."""
+
+    code = "ENTROPY_SHORT"
+
+
 class ProtocolError(QkdnodeError):
     """A rule of a protocol between nodes was broken."""
 

@@ -27,7 +27,6 @@ from qkdnode.wire.messages import (
 
 HELLO_PADS = 4  # hash key, two for the vault key, the Hello's own tag
 RENEW_AFTER_MESSAGES = 2**20
-RENEW_AFTER_NS = 24 * 3600 * 10**9
 
 
 class State(Enum):

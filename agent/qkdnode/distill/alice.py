@@ -284,7 +284,7 @@ class Alice(Machine):
         batch.bits_out = min(whole_grains(self.length_of(batch)), whole_grains(bits_in(batch.blocks)))
         if not batch.bits_out:
             return self.abandon(batch, "NO_SECRET")
-        batch.refill_bits = min(whole_grains(self.refill_bits), batch.bits_out)
+        batch.refill_bits = min(whole_grains(max(self.refill_bits, message.refill_bits)), batch.bits_out)
         size = seed_bytes(self.settings.agreed, bits_in(batch.blocks), batch.bits_out)
         return [draw("seed", batch.number, size)]
 

@@ -349,7 +349,7 @@ class Bob(Machine):
             return []
         batch.ledger.close()
         batch.phase = Phase.REPORTED
-        return [Send(BatchReport(batch.number, batch.tally.m_z, self.disclosure_of(batch)))]
+        return [Send(BatchReport(batch.number, batch.tally.m_z, self.disclosure_of(batch), self.refill_bits))]
 
     def on_amplify(self, message: Amplify) -> Effects:
         batch = self.batches.get(message.batch)

@@ -18,6 +18,7 @@ from qkdnode.distill.settings import Settings
 from qkdnode.errors import (
     AuthenticationError,
     ChannelError,
+    EntropyShortError,
     NoEntropyError,
     PoolExhaustedError,
     RemoteProtocolError,
@@ -43,10 +44,12 @@ from qkdnode.wire.messages import (
 )
 
 TICK_S = 0.25
+DRAW_AGAIN_S = 0.1
 GRANT_PADS = 16
 GRANT_BELOW = 6
 RESEND_PENDING_S = 5.0
 HANDSHAKE_S = 5.0
+RENEW_AFTER_S = 3600.0  # the vault keys are drawn anew every hour
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0
 PAD_BITS = 8 * PAD_BYTES
 
@@ -119,6 +122,7 @@ class Link:
         self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
         self._resent_ns = 0
         self._handshake_ns = 0
+        self._opened_ns = 0
         self._backoff_s = BACKOFF_FIRST_S
         self._next_attempt_ns = 0
         self._pads_left = 0
@@ -258,8 +262,8 @@ class Link:
             now = self._around.monotonic_ns()
             if self._machine is not None:
                 self._feed(fx.Tick(now))
-                if self._session.needs_renewal:
-                    self._end_session("the hash key has served its time")
+                if self._session.needs_renewal or now - self._opened_ns > RENEW_AFTER_S * 1e9:
+                    self._end_session("the session's keys have served their time")
                 if self._unsettled and now - self._resent_ns > RESEND_PENDING_S * 1e9:
                     await self._resend_pending()
             elif self._may_greet(now):
@@ -339,6 +343,7 @@ class Link:
     def _opened(self, session: int, peer: Hello) -> None:
         self._machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
         self._backoff_s = BACKOFF_FIRST_S
+        self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = "STARVED" if self.starved else "OPEN"
         self._log.info("session open", session=f"{session:016x}", peer=self.peer, software=peer.software)
@@ -429,12 +434,20 @@ class Link:
     def _do_draw(self, effect: fx.Draw) -> None:
         try:
             random = self._around.draw(effect.size)
+        except EntropyShortError:
+            asyncio.get_running_loop().call_later(DRAW_AGAIN_S, self._draw_again, self._machine, effect)
+            return
         except NoEntropyError as error:
             self._around.alarm("NO_ENTROPY", self.name, str(error))
             self._end_session(f"NO_ENTROPY: {error}")
             self._back_off()
             return
         self._events.append(fx.Drawn(effect.purpose, random))
+
+    def _draw_again(self, machine: Alice | Bob | None, effect: fx.Draw) -> None:
+        if self._machine is machine and machine is not None:
+            self._do_draw(effect)
+            self._drain()
 
     def _do_discarded(self, effect: fx.Discarded) -> None:
         self.statistics.discard(effect.reason, effect.windows or 1)

@@ -187,6 +187,7 @@ class BatchReport(Message, frozen=True):
     batch: U32
     m_z: PerIntensity
     ledger: Disclosure
+    refill_bits: U64  # what Bob's half of the authentication key wants; the larger wish of both ends is served
 
 
 class Amplify(Message, frozen=True):
