@@ -120,12 +120,9 @@ def end(store: Store, key: Key, state: str, reason: str) -> None:
 def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delivery, ...]:
     """ApplicationOutbox."""
     where = f"application = ? AND delivery > ? AND state = '{READY}' ORDER BY delivery LIMIT ?"
-    associations: dict[int, KnownAssociation | None] = {}
     found = []
     for key in store.find_sound(Key, where, request.application, request.after, request.limit):
-        if key.association not in associations:
-            associations[key.association] = store.get(KnownAssociation, key.association)
-        association = associations[key.association]
+        association = store.get_association(key.association)
         if association is not None and key.delivery is not None:
             found.append(Delivery(key.delivery, UUID(bytes=key.id), association.association, key.size_bits))
     return tuple(found)
@@ -177,7 +174,7 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
             continue
         if key.state not in (ALLOCATED, READY, DELIVERED):
             continue
-        association = store.get(KnownAssociation, key.association)
+        association = store.get_association(key.association)
         if association is None or association.remote != request.application:
             store.alarm("delivery.misdirected", f"key/{store.sealing.pseudonym(key.id)}", "ignored")
             continue

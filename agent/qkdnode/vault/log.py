@@ -3,9 +3,9 @@
 from qkdnode.audit.events import AnyEvent
 from qkdnode.ids import other_role
 from qkdnode.vault import segments
-from qkdnode.vault.records import Link
+from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import Checkpoint, EventsAfter, RecordEvent, Status, VaultStatus
-from qkdnode.vault.store import Store
+from qkdnode.vault.store import DELIVERED_BOTH, Store
 
 MAX_EVENTS = 4096
 _STOCK = """
@@ -34,13 +34,13 @@ def status(store: Store, request: Status) -> VaultStatus:
     counts = dict(store.connection.execute("SELECT name, value FROM counts"))
     links = store.find_sound(Link, "true ORDER BY link")
     return VaultStatus(
-        keys={name.removeprefix("key."): n for name, n in counts.items() if name.startswith("key.") and n},
-        keys_delivered_both=counts["delivered_both"],
+        keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
+        keys={state: n for state, n in counts.items() if n},
         stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
         stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
         batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
         pads={link.link: segments.pads_left(store, link.link) for link in links},
-        application_outbox=counts.get("key.ready", 0),
+        application_outbox=counts.get(READY, 0),
         neighbour_outbox=store.connection.execute("SELECT count(*) FROM outbox").fetchone()[0],
         leaves=store.journal.size,
     )

@@ -17,6 +17,7 @@ _BATCH = struct.Struct(">QI")
 
 # Keys
 ALLOCATED, READY, DELIVERED, BURNT, DAMAGED = "allocated", "ready", "delivered", "burnt", "damaged"
+KEY_STATES = (ALLOCATED, READY, DELIVERED, BURNT, DAMAGED)
 # Batches; READY is shared
 PENDING, ABANDONED, QUARANTINED = "pending", "abandoned", "quarantined"
 # Segments; QUARANTINED and DAMAGED are shared

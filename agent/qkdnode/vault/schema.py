@@ -185,17 +185,4 @@ CREATE TABLE counts (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO counts VALUES ('delivered_both', 0);
-CREATE TRIGGER keys_counted AFTER INSERT ON keys BEGIN
-    INSERT INTO counts VALUES ('key.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
-END;
-CREATE TRIGGER keys_recounted AFTER UPDATE OF state ON keys WHEN NEW.state <> OLD.state BEGIN
-    UPDATE counts SET value = value - 1 WHERE name = 'key.' || OLD.state;
-    INSERT INTO counts VALUES ('key.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
-END;
-CREATE TRIGGER keys_settled AFTER UPDATE OF delivered_ns, delivered_remote_ns ON keys
-WHEN NEW.delivered_ns IS NOT NULL AND NEW.delivered_remote_ns IS NOT NULL
-    AND (OLD.delivered_ns IS NULL OR OLD.delivered_remote_ns IS NULL) BEGIN
-    UPDATE counts SET value = value + 1 WHERE name = 'delivered_both';
-END;
 """

@@ -213,11 +213,11 @@ class Vault:
         self._connection.execute("SAVEPOINT request")
         try:
             outcome = Outcome(handler(self._store, request))
-            self._store.journal.write()
+            self._store.finish()
         except Aftermath as failure:
             self._undo(mark, "ROLLBACK TO request")
             failure.record(self._store)
-            self._store.journal.write()
+            self._store.finish()
             outcome = Outcome(error=failure.error)
         except sqlite3.IntegrityError as error:
             self._undo(mark, "ROLLBACK TO request")
@@ -234,7 +234,7 @@ class Vault:
         if self._connection.in_transaction:
             self._connection.execute(statement)
         self._store.journal.rewind(mark)
-        self._store.sealing.forget()
+        self._store.forget()
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -281,8 +281,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise VaultError(f"vault {path} must be a file that only its owner may use: chmod 600 {path}")
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
-        # A damaged row must reach its check, whatever is in its text columns.
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if application != schema.APPLICATION_ID:

@@ -1,6 +1,7 @@
 """Protected rows in one SQLite connection: every read is verified, every change is journalled with it."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from hmac import compare_digest
@@ -14,10 +15,13 @@ from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
-from qkdnode.vault.records import Chunk, Key, Record, Segment
+from qkdnode.vault.records import DAMAGED, KEY_STATES, Chunk, Key, KnownAssociation, Record, Segment
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
+DELIVERED_BOTH = "delivered at both ends"
+_STATE = 1  # where a key's row has it
+_COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
 
 class Statements(msgspec.Struct, frozen=True):
@@ -26,7 +30,6 @@ class Statements(msgspec.Struct, frozen=True):
     select: str
     find: str  # up to the condition
     insert: str
-    update: str
     delete: str
     set_aside: str
 
@@ -60,6 +63,8 @@ class Store:
         self.journal = journal
         self.node = node
         self.start = start  # names this run of the vault
+        self._associations: dict[int, KnownAssociation] = {}
+        self._counts: Counter[str] = Counter()
 
     @property
     def now_ns(self) -> int:
@@ -73,18 +78,26 @@ class Store:
 
     def get(self, record: type[R], *key: Any) -> R | None:
         """The verified row of a primary key, or None: unknown or set aside."""
-        row = self.connection.execute(_statements(record).select, key).fetchone()
-        return None if row is None else self._verified(record, row)
+        rows = self._rows(_statements(record).select, key)
+        return self._verified(record, rows[0]) if rows else None
+
+    def get_association(self, number: int) -> KnownAssociation | None:
+        """An association, verified once in this run: it never changes."""
+        known = self._associations.get(number)
+        if known is None:
+            known = self.get(KnownAssociation, number)
+            if known is not None:
+                self._associations[number] = known
+        return known
 
     def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """All verified rows of a condition in SQL, ORDER BY and LIMIT included."""
-        rows = self.connection.execute(_statements(record).find + condition, values).fetchall()
-        return [self._verified(record, row) for row in rows]
+        return [self._verified(record, row) for row in self._rows(_statements(record).find + condition, values)]
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
         sound = []
-        for row in self.connection.execute(_statements(record).find + condition, values).fetchall():
+        for row in self._rows(_statements(record).find + condition, values):
             try:
                 sound.append(self._verified(record, row))
             except Aftermath as damage:
@@ -101,10 +114,12 @@ class Store:
         """Journal a transition of a verified row and write it."""
         generation = row.generation + 1  # type: ignore[attr-defined]
         leaf = self._journal(row, happened, outcome, details)
+        self._count(row, -1)
         row = replace(row, generation=generation, leaf=leaf, **changes)
-        values = astuple(row)
-        mac = self.sealing.mac(row.table, values)
-        self.connection.execute(_statements(type(row)).update, (*values, mac, *self._key(row)))
+        self._count(row, 1)
+        mac = self.sealing.mac(row.table, astuple(row))
+        statement = _update(type(row), tuple(changes))
+        self.connection.execute(statement, (*changes.values(), generation, leaf, mac, *self._key(row)))
         return row
 
     def remove(self, row: Record, happened: str, /, **details: Detail) -> None:
@@ -114,6 +129,7 @@ class Store:
 
     def insert(self, row: Record) -> None:
         """Insert a row that has its leaf, or needs none."""
+        self._count(row, 1)
         values = astuple(row)
         self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
 
@@ -126,11 +142,43 @@ class Store:
         try:
             return self.sealing.unseal(row.link, row.epoch, row.bound, row.sealed, row.wrapped)
         except InvalidTag:
-            raise self._damaged(type(row), self._key(row), "does not unseal") from None
+            raise self._damaged(type(row), self._key(row), "does not unseal", getattr(row, "state", None)) from None
 
     def alarm(self, happened: str, subject: str, outcome: str, /, **details: Detail) -> int:
         """Journal something that a person should look at."""
         return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome)
+
+    def finish(self) -> None:
+        """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
+        self.journal.write()
+        changed = [(name, n) for name, n in self._counts.items() if n]
+        self._counts.clear()
+        self.connection.executemany(_COUNT, changed)
+
+    def forget(self) -> None:
+        """Drop all that may have been rolled back."""
+        self._associations.clear()
+        self._counts.clear()
+        self.sealing.forget()
+
+    def _count(self, row: Record, by: int) -> None:
+        if isinstance(row, Key):
+            self._counts[row.state] += by
+            if row.delivered_ns is not None and row.delivered_remote_ns is not None:
+                self._counts[DELIVERED_BOTH] += by
+
+    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            return self.connection.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        # A row whose text was damaged must reach its check.
+        self.connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        try:
+            return self.connection.execute(statement, values).fetchall()
+        finally:
+            self.connection.text_factory = str
 
     def _journal(self, row: Record, happened: str, outcome: str, details: Mapping[str, Detail]) -> int:
         subject = row.subject(self.sealing.pseudonym)
@@ -146,22 +194,24 @@ class Store:
             genuine = compare_digest(self.sealing.mac(record.table, values), row[-1])
         except (TypeError, OverflowError):
             genuine = False
-        positions = _key_positions(record)
         if not genuine:
-            raise self._damaged(record, tuple(row[i] for i in positions), "fails its authentication")
+            raise self._damaged(record, _key_of(record, row), "fails its authentication", row[_STATE])
         found = record(*values)
         subject = found.subject(self.sealing.pseudonym)
         if subject is not None and self.journal.newest(subject) != found.leaf:  # type: ignore[attr-defined]
-            raise self._damaged(record, tuple(row[i] for i in positions), "is an old state put back")
+            raise self._damaged(record, _key_of(record, row), "is an old state put back", row[_STATE])
         return found
 
-    def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str) -> Aftermath:
+    def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str, was: Any = None) -> Aftermath:
         shown = "/".join(self._shown(record, part) for part in key)
         name = f"{record.table}/{shown}"
 
         def set_aside(store: "Store") -> None:
             if record.set_aside is not None:
                 store.connection.execute(_statements(record).set_aside, (record.set_aside, *key))
+            if record is Key:
+                store._counts[DAMAGED] += 1
+                store._counts[was if was in KEY_STATES else DAMAGED] -= 1
             elif record.table == "outbox":
                 store.connection.execute(_statements(record).delete, key)
             store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)
@@ -194,13 +244,19 @@ def _statements(record: type[Record]) -> Statements:
         select=find + where,
         find=find,
         insert=f"INSERT INTO {table} ({listed}) VALUES ({', '.join('?' * len(columns))})",
-        update=f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in columns)} WHERE {where}",
         delete=f"DELETE FROM {table} WHERE {where}",
         set_aside=f"UPDATE {table} SET state = ? WHERE {where}",
     )
 
 
 @cache
-def _key_positions(record: type[Record]) -> tuple[int, ...]:
+def _update(record: type[Record], changed: tuple[str, ...]) -> str:
+    """Only what changes: SQLite rewrites every index of a column that is set."""
+    listed = ", ".join(f"{name} = ?" for name in (*changed, "generation", "leaf", "mac"))
+    where = " AND ".join(f"{name} = ?" for name in record.key)
+    return f"UPDATE {record.table} SET {listed} WHERE {where}"
+
+
+def _key_of(record: type[Record], row: tuple[Any, ...]) -> tuple[Any, ...]:
     names = [field.name for field in fields(record)]
-    return tuple(names.index(name) for name in record.key)
+    return tuple(row[names.index(name)] for name in record.key)
