@@ -241,7 +241,9 @@ def test_no_channel_behaviour_makes_an_end_accept_what_was_not_sent_next(plan: l
     sent: list[SiftList | BatchReport | Goodbye] = []
     history: list[bytes] = []
     for number, (behaviour, place) in enumerate(plan):
-        message = (sift_list(number), BatchReport(0, (0, 0), Disclosure(0, 0, 0, 0, number), 0), Goodbye(True))[number % 3]
+        message = (sift_list(number), BatchReport(0, (0, 0), Disclosure(0, 0, 0, 0, number), 0), Goodbye(True))[
+            number % 3
+        ]
         sent.append(message)
         bob.say(message)
         raw = bob.wire.pop()

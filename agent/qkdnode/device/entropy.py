@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from qkdnode.device.health_tests import DEFAULT_ALPHA, HealthTests
-from qkdnode.errors import NoEntropyError
+from qkdnode.errors import EntropyShortError, NoEntropyError
 from qkdnode.native.secret import SecretBuffer, WorkingBuffer, wipe
 
 EXTRACTOR_INPUT_BITS = 8192
@@ -314,7 +314,8 @@ class EntropyPool:
     def draw_into(self, buffer: Buffer, *, wait_s: float = 0.0) -> None:
         """Fill a writable buffer; each piece of it waits up to `wait_s` for the QRNGs.
 
-        NoEntropyError when no source is healthy, at once, or when too little has come in time; `buffer` is zero then.
+        NoEntropyError when no source is healthy, at once; EntropyShortError when too little has come in time. `buffer`
+        is zero then.
         Up to half the capacity is given whole or not at all; what a larger draw has used before it fails is lost.
         """
         with memoryview(buffer) as view:
@@ -322,7 +323,7 @@ class EntropyPool:
                 raise TypeError("random bytes are drawn into a writable buffer")
         out: Bytes = np.frombuffer(memoryview(buffer), np.uint8)
         if not self._turn.acquire(timeout=wait_s):
-            self._refuse(f"another draw is waiting for the QRNGs since {wait_s} s")
+            self._refuse(f"another draw is waiting for the QRNGs since {wait_s} s", EntropyShortError)
         try:
             for at in range(0, out.size, self.capacity_bytes // 2):
                 self._draw_piece(out[at : at + self.capacity_bytes // 2], wait_s)
@@ -340,7 +341,8 @@ class EntropyPool:
             if self.available_bytes < out.size:
                 self._refuse(
                     f"{out.size} random bytes are wanted, {self.available_bytes} are there after {wait_s} s: "
-                    "the QRNGs are slower than the demand"
+                    "the QRNGs are slower than the demand",
+                    EntropyShortError,
                 )
             # An ordinary heap copy: without the QRNG's byte, which is wiped, it says nothing about the result.
             out[:] = np.frombuffer(self._os_random(out.size), np.uint8)
@@ -357,9 +359,9 @@ class EntropyPool:
         states = ", ".join(f"{s.serial} {s.state}{f' ({s.reason})' if s.reason else ''}" for s in self._sources)
         return f"no QRNG is healthy: random numbers are refused; check {states}"
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, error: type[NoEntropyError] = NoEntropyError) -> None:
         self.refusals += 1
-        raise NoEntropyError(why)
+        raise error(why)
 
     def statistics(self) -> PoolStatistics:
         with self.condition:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from qkdnode.errors import NoEntropyError, OutOfStockError, VaultError
+from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, VaultError
 from qkdnode.ids import ALICE, Association, BatchId, KeyId
 from qkdnode.vault import requests as ask
 from qkdnode.wire.messages import (
@@ -182,6 +182,8 @@ class Agreement:
                 )
             except OutOfStockError:
                 self._in_stock = False
+                return
+            except EntropyShortError:
                 return
             except NoEntropyError as error:
                 self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))

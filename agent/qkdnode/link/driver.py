@@ -115,6 +115,7 @@ class Link:
         self._session: Session
         self._machine: Alice | Bob | None = None
         self._events: deque[fx.Event] = deque()
+        self._draws: deque[fx.Draw] = deque()
         self._handling = False
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._pads_wanted = asyncio.Event()
@@ -361,6 +362,7 @@ class Link:
             self._machine.close()
             self._machine = None
             self._events.clear()
+            self._draws.clear()
             self._around.record("link.closed", self.name, {"reason": reason})
             self._log.info("session closed", reason=reason)
         while not self._outgoing.empty():
@@ -432,21 +434,28 @@ class Link:
             self._lanes.submit(effect.job, effect.long, done)
 
     def _do_draw(self, effect: fx.Draw) -> None:
-        try:
-            random = self._around.draw(effect.size)
-        except EntropyShortError:
-            asyncio.get_running_loop().call_later(DRAW_AGAIN_S, self._draw_again, self._machine, effect)
-            return
-        except NoEntropyError as error:
-            self._around.alarm("NO_ENTROPY", self.name, str(error))
-            self._end_session(f"NO_ENTROPY: {error}")
-            self._back_off()
-            return
-        self._events.append(fx.Drawn(effect.purpose, random))
+        self._draws.append(effect)
+        if len(self._draws) == 1:
+            self._draw_next()
 
-    def _draw_again(self, machine: Alice | Bob | None, effect: fx.Draw) -> None:
+    def _draw_next(self) -> None:
+        """Serve the draws in their order; one that the QRNGs are too slow for holds up those behind it."""
+        while self._draws:
+            try:
+                random = self._around.draw(self._draws[0].size)
+            except EntropyShortError:
+                asyncio.get_running_loop().call_later(DRAW_AGAIN_S, self._draw_again, self._machine)
+                return
+            except NoEntropyError as error:
+                self._around.alarm("NO_ENTROPY", self.name, str(error))
+                self._end_session(f"NO_ENTROPY: {error}")
+                self._back_off()
+                return
+            self._events.append(fx.Drawn(self._draws.popleft().purpose, random))
+
+    def _draw_again(self, machine: Alice | Bob | None) -> None:
         if self._machine is machine and machine is not None:
-            self._do_draw(effect)
+            self._draw_next()
             self._drain()
 
     def _do_discarded(self, effect: fx.Discarded) -> None:

@@ -313,20 +313,28 @@ class Agent:
         module.start(lambda window: self._in_loop(link.window, _as_event(window)), self._on_device_alarm)
 
     async def _import_pair(self, section: LinkSection) -> None:
-        """Read the pair's first key once: a link that the vault knows is never provisioned by a file left behind."""
+        """Read a pair file once: one that is left behind is known by its id, a new one provisions the pair anew."""
         state = await self.ask(ask.OpenLink(link=section.name, role=section.role, peer=section.peer))
         for segment in state.segments:
             segment.material.release()
-        if state.segments or state.session_counter:
+        path = self._base / section.pair_key
+        if state.pair and not path.exists():
             return
-        header, material = load_pair(self._base / section.pair_key)
+        header, material = load_pair(path)
+        if header.pair_id == state.pair:
+            material.release()
+            return
         names = {ALICE: header.alice, "bob": header.bob}
         if header.link != section.name or names[section.role] != self._config.node.name:
             material.release()
             raise ConfigError(
                 f"{section.pair_key} is for link {header.link!r} between {header.alice!r} and {header.bob!r}"
             )
-        await self.ask(ask.ProvisionLink(link=section.name, peer=section.peer, role=section.role, material=material))
+        await self.ask(
+            ask.ProvisionLink(
+                link=section.name, peer=section.peer, role=section.role, pair=header.pair_id, material=material
+            )
+        )
         self._log.info("pair key imported: destroy the file", file=section.pair_key)
 
     async def _start_supply(self, identity: OwnIdentity) -> None:

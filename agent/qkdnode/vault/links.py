@@ -16,6 +16,7 @@ def open_link(store: Store, request: OpenLink) -> LinkState:
         segments.skip_unseen(store, link.link)
         link = store.change(link, "link.opened", {"session": link.session_counter}, start=store.start)
     return LinkState(
+        pair=link.pair,
         session_counter=link.session_counter,
         segments=segments.states(store, link.link),
         unsettled=batches.pending(store, link.link),
@@ -41,7 +42,7 @@ def provision_link(store: Store, request: ProvisionLink) -> None:
     segments.destroy_all(store, link.link)
     with memoryview(request.material) as material:
         segments.install(store, link.link, PROVISIONED, material, usable=True)
-    store.change(link, "link.provisioned", {"pads": size // (2 * PAD_BYTES)}, start=store.start)
+    store.change(link, "link.provisioned", {"pads": size // (2 * PAD_BYTES)}, start=store.start, pair=request.pair)
 
 
 def _registered(store: Store, name: str, role: str, peer: str) -> Link:
@@ -49,7 +50,7 @@ def _registered(store: Store, name: str, role: str, peer: str) -> Link:
         raise LocalProtocolError(f"{role!r} is no role at a link: one of {', '.join(ROLES)}")
     link = store.get(Link, name)
     if link is None:
-        return store.create(Link(name, role, peer, 0, b""), "link.registered", role=role, peer=peer)
+        return store.create(Link(name, role, peer, 0, b"", b""), "link.registered", role=role, peer=peer)
     if (link.role, link.peer) != (role, peer):
         raise VaultError(
             f"link {name!r} is {link.role} to {link.peer!r} in the vault, but {role} to {peer!r} was asked for: "

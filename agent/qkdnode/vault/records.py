@@ -65,6 +65,7 @@ class Link(Record, frozen=True):
     peer: str
     session_counter: int
     start: bytes
+    pair: bytes  # id of the pair file that it was last provisioned from
     generation: int = 0
     leaf: int = 0
 

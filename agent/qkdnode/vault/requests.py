@@ -33,6 +33,7 @@ class ProvisionLink(Request, frozen=True):
     link: str
     role: str
     peer: str
+    pair: bytes  # id of the pair file, so that a file left behind is not imported twice
     material: SecretBuffer
 
 
@@ -68,6 +69,7 @@ class UnsettledBatch(msgspec.Struct, frozen=True):
 class LinkState(msgspec.Struct, frozen=True):
     """Answer to OpenLink."""
 
+    pair: bytes  # id of the pair file last imported; empty if none was
     session_counter: int  # last used; 0 if none
     segments: tuple[SegmentState, ...]
     unsettled: tuple[UnsettledBatch, ...]

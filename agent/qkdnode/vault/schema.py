@@ -37,6 +37,7 @@ CREATE TABLE links (
     peer TEXT NOT NULL,
     session_counter INTEGER NOT NULL,
     start BLOB NOT NULL,
+    pair BLOB NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL

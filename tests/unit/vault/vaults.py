@@ -99,7 +99,9 @@ class End:
 
     def provision(self, pads: int = 256) -> None:
         material = SecretBuffer.copy_of(bytes(i % 251 for i in range(32 * pads)))
-        self.call(ProvisionLink(link=LINK, role=self.role, peer=NODES[_other(self.role)], material=material))
+        self.call(
+            ProvisionLink(link=LINK, role=self.role, peer=NODES[_other(self.role)], pair=b"pair", material=material)
+        )
 
     def open_link(self) -> Any:
         return self.call(OpenLink(link=LINK, role=self.role, peer=NODES[_other(self.role)]))
