@@ -1,15 +1,9 @@
 """Which device stands behind a section of the configuration: the one place that knows emulated from real."""
 
-from collections.abc import Callable
-
-from usb.backend import IBackend
-
 from qkdnode.config import LinkSection, QrngSection
 from qkdnode.device.emulated import EmulatedBackend, EmulatedDevice, emulated_qrng, emulated_rx, emulated_tx
-from qkdnode.device.transport import libusb_backend
+from qkdnode.device.transport import BackendFactory, libusb_backend
 from qkdnode.ids import ALICE
-
-BackendFactory = Callable[[], IBackend]
 
 
 def _plugged_in(device: EmulatedDevice) -> BackendFactory:

@@ -66,7 +66,7 @@ def test_the_public_file_holds_no_secret(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> None:
     (tmp_path / "n.public").write_text("precious")
-    with pytest.raises(ConfigError, match="n.public is there already"):
+    with pytest.raises(ConfigError, match=r"n\.public is there already"):
         provision_node("n", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["n.public"]
     (tmp_path / "l.b.pair").write_text("precious")
