@@ -1,13 +1,14 @@
 """Vault to vault over one link: stock that is settled, keys that are allocated, deliveries that are acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 import msgspec
 
 from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, VaultError
 from qkdnode.ids import ALICE, Association, BatchId, KeyId
+from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.wire.messages import (
     ACCEPTED,
@@ -21,9 +22,6 @@ from qkdnode.wire.messages import (
     Settled,
     Subscription,
 )
-
-if TYPE_CHECKING:
-    from qkdnode.link.driver import Link
 
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
@@ -40,6 +38,40 @@ class LocalSubscription(msgspec.Struct, frozen=True):
     credit: int
 
 
+class Surroundings(Protocol):
+    """What the agreement needs of the node."""
+
+    @property
+    def ask(self) -> Callable[[Any], Awaitable[Any]]: ...
+    @property
+    def draw(self) -> Callable[[int], SecretBuffer]: ...
+    @property
+    def alarm(self) -> Callable[[str, str, str], None]: ...
+    @property
+    def notify_supply(self) -> Callable[[str], None]: ...
+    @property
+    def monotonic_ns(self) -> Callable[[], int]: ...
+
+
+class Link(Protocol):
+    """What the agreement needs of its link."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def starved(self) -> bool: ...
+    @property
+    def around(self) -> Surroundings: ...
+    def send_soon(self, message: Message) -> None: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
+    def add_segment(self, segment: ask.SegmentState) -> None: ...
+    async def measure_pool(self) -> None: ...
+
+
 class Agreement:
     """Runs the allocation protocol of one link.
 
@@ -47,7 +79,7 @@ class Agreement:
     half of the smaller credit: the other half is the peer's to allocate.
     """
 
-    def __init__(self, link: "Link") -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._local: dict[tuple[str, str], LocalSubscription] = {}

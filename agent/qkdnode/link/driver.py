@@ -129,6 +129,8 @@ class Link:
         self._pads_left = 0
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handshake = asyncio.Lock()
+        self._ended = 0  # sessions ended: what waited across an end is stale
         self.agreement = Agreement(self)
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -170,10 +172,6 @@ class Link:
         self._stopping = True
         if isinstance(self._machine, Bob):
             self._execute(self._machine.stop())
-
-    def connected(self) -> None:
-        """The channel is up: greet."""
-        self._next_attempt_ns = 0
 
     def lost(self, reason: str) -> None:
         """The channel is down: what is in flight is dropped."""
@@ -218,6 +216,9 @@ class Link:
                 self._log.warning("message discarded", reason=str(error))
             except AuthenticationError as error:
                 self._quarantine(str(error))
+            except VaultError as error:
+                # Nothing was journalled, so nothing was answered: the peer asks again.
+                self._around.alarm(error.code, self.name, str(error))
 
     async def _send_loop(self) -> None:
         while True:
@@ -268,9 +269,18 @@ class Link:
                 if self._unsettled and now - self._resent_ns > RESEND_PENDING_S * 1e9:
                     await self._resend_pending()
             elif self._may_greet(now):
-                self._handshake_ns = now
-                self._back_off()
+                await self._greet(now)
+
+    async def _greet(self, now_ns: int) -> None:
+        """Begin a session. What follows before a Batch is READY waits longer each time, so that nobody can make this
+        end spend its pads on Hellos."""
+        self._handshake_ns = now_ns
+        self._back_off()
+        try:
+            async with self._handshake:
                 await self._follow(self._session.begin(tuple(self._unsettled)))
+        except VaultError as error:
+            self._around.alarm(error.code, self.name, str(error))
 
     def _may_greet(self, now_ns: int) -> bool:
         """Whether to begin a session: connected, not held back, and no handshake under way that may still succeed."""
@@ -285,7 +295,7 @@ class Link:
         self._session.addressed(frame)
         message = frame.message
         if isinstance(message, Greeting):
-            await self._follow(self._session.greeted(message))
+            await self._greeted(message)
         elif isinstance(message, BatchCommit):
             await self._on_commit(frame, message)
         elif isinstance(message, BatchAnswer):
@@ -298,7 +308,8 @@ class Link:
             if frame.trailer is not None:
                 self._note_seen()
             if isinstance(message, Hello):
-                await self._follow(self._session.hello(frame))
+                async with self._handshake:
+                    await self._follow(self._session.hello(frame))
             elif isinstance(message, BatchClaim):
                 assert isinstance(self._machine, Alice)
                 assert frame.trailer is not None
@@ -309,10 +320,21 @@ class Link:
             else:
                 self._feed(fx.MessageReceived(message))
 
+    async def _greeted(self, message: Greeting) -> None:
+        """An untagged greeting may make this end spend the pads of a Hello: one that asks must wait for its turn."""
+        now = self._around.monotonic_ns()
+        asks = not message.answer_to and self._session.state is not State.GREETING
+        if asks and now < self._next_attempt_ns:
+            raise RemoteProtocolError("a greeting before the back-off is over")
+        if asks:
+            self._back_off()
+        async with self._handshake:
+            await self._follow(self._session.greeted(message))
+
     async def _follow(self, effects: list[sessions.Effect]) -> None:
-        """Run the session's effects; what they yield goes back into it."""
-        todo = deque(effects)
-        while todo:
+        """Run the session's effects; what they yield goes back into it, unless the session has ended meanwhile."""
+        todo, ended = deque(effects), self._ended
+        while todo and (ended == self._ended or isinstance(todo[0], sessions.Reset | sessions.Failed)):
             effect = todo.popleft()
             match effect:
                 case sessions.Send(raw=raw):
@@ -320,7 +342,8 @@ class Link:
                 case sessions.DrawCounter():
                     self._handshake_ns = self._around.monotonic_ns()
                     counter = await self._around.ask(ask.NextSession(link=self.name))
-                    todo.extend(self._session.counter_drawn(effect, counter))
+                    if ended == self._ended:
+                        todo.extend(self._session.counter_drawn(effect, counter))
                 case sessions.ReservePads(count=count):
                     try:
                         pads = await self._around.ask(ask.ReservePads(link=self.name, count=count, contiguous=True))
@@ -331,11 +354,13 @@ class Link:
                     self._spent(len(pads))
                     for pad in pads:
                         self._pool.reserved(pad)
-                    todo.extend(self._session.pads_reserved(pads))
+                    if ended == self._ended:
+                        todo.extend(self._session.pads_reserved(pads))
                 case sessions.Opened(session=session, peer=peer):
                     self._opened(session, peer)
                 case sessions.Reset(reason=reason):
                     self._end_session(reason, keep_session=True)
+                    ended = self._ended
                 case sessions.Failed(code=code, reason=reason):
                     self._end_session(reason, keep_session=True)
                     self.statistics.state = "FAILED"
@@ -343,7 +368,6 @@ class Link:
 
     def _opened(self, session: int, peer: Hello) -> None:
         self._machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
-        self._backoff_s = BACKOFF_FIRST_S
         self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = "STARVED" if self.starved else "OPEN"
@@ -355,6 +379,7 @@ class Link:
         self.agreement.session_opened()
 
     def _end_session(self, reason: str, keep_session: bool = False) -> None:
+        self._ended += 1
         if self._machine is not None:
             for batch in self._machine.batches.values():
                 self.statistics.discard("connection-lost", 1)
@@ -501,6 +526,7 @@ class Link:
             await asyncio.sleep(0.005)
         if self._session.state is not State.OPEN or self._session.session != batch.session:
             effect.key.release()
+            self.agreement.commits.pop(batch, None)
             return
         covered = b"" if pending else self.agreement.commits.get(batch, b"")
         raw = self._session.seal(message, covered=covered)
@@ -517,6 +543,8 @@ class Link:
                 )
                 self._ready(record, settled.segment)
         except VaultError as error:
+            effect.key.release()
+            self.agreement.commits.pop(batch, None)
             self._log.error("batch not journalled", batch=str(batch), reason=str(error))
             self._around.alarm(error.code, self.name, str(error))
             self._end_session(f"the vault did not journal Batch {batch}: {error}")
@@ -593,6 +621,7 @@ class Link:
             self.add_segment(segment)
         self.spawn(self.measure_pool())
         self.statistics.batches_ready += 1
+        self._backoff_s = BACKOFF_FIRST_S
         if record is None:
             return
         self.statistics.secret_bits += record.bits_out

@@ -20,6 +20,7 @@ from qkdnode.channel.neighbour import Channel
 from qkdnode.config import Config, LinkSection
 from qkdnode.device.alarms import DeviceAlarm
 from qkdnode.device.entropy import DEFAULT_CAPACITY_BYTES, EntropyPool
+from qkdnode.device.identity import DeviceConfig, DeviceInfo
 from qkdnode.device.module import ReceiverModule, TransmitterModule
 from qkdnode.device.qrng import QrngModule
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
@@ -70,6 +71,36 @@ def agreed_parameters(link: LinkSection) -> Parameters:
         batch_max_bits=distill.batch_max_bits,
         dead_slots=-(-distill.dead_time_ns * distill.slot_rate_hz // NS_PER_S),
     )
+
+
+def module_difference(section: LinkSection, info: DeviceInfo | None, config: DeviceConfig | None) -> str | None:
+    """What a module does otherwise than its link is configured for; None if they agree."""
+    if info is None or config is None:
+        return "the module has not said how it works"
+    distill = section.distill
+    values: list[tuple[str, Any, Any]] = [
+        ("slot_rate_hz", distill.slot_rate_hz, info.slot_rate_hz),
+        ("p_z", round(distill.p_z, 6), round(config.p_z, 6)),
+    ]
+    if section.role == ALICE:
+        values += [
+            ("intensities", _rounded(distill.intensities), _rounded(config.intensities)),
+            (
+                "intensity_probabilities",
+                _rounded(distill.intensity_probabilities),
+                _rounded(config.intensity_probabilities),
+            ),
+        ]
+    else:
+        values.append(("dead_time_ns", distill.dead_time_ns, config.dead_time_ns))
+    for name, wanted, found in values:
+        if wanted != found:
+            return f"`{name}` is {wanted} in link {section.name!r} and {found} in the module: make them equal"
+    return None
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values)
 
 
 class RunningLink(msgspec.Struct):
@@ -264,7 +295,6 @@ class Agent:
             keys=identity.curve,
             peer=peer.name,
             peer_key=peer.curve,
-            on_connected=lambda: holder[0].connected() if holder else None,
             on_lost=lambda: holder[0].lost("the channel was lost") if holder else None,
             on_refused=lambda reason: self._log.warning("handshake refused", link=section.name, reason=reason),
         )
@@ -310,7 +340,18 @@ class Agent:
         running = RunningLink(link, module, channel, lanes)
         running.task = asyncio.create_task(link.run(), name=f"link {section.name}")
         self._links[section.name] = running
-        module.start(lambda window: self._in_loop(link.window, _as_event(window)), self._on_device_alarm)
+        module.start(lambda window: self._in_loop(self._take_window, section, running, window), self._on_device_alarm)
+
+    def _take_window(
+        self, section: LinkSection, running: RunningLink, window: TransmitterWindow | ReceiverWindow
+    ) -> None:
+        """Hand a Window to its link if the module works as the link says: the secret length rests on it."""
+        difference = module_difference(section, running.module.info, running.module.config)
+        if difference is None:
+            running.link.window(_as_event(window))
+            return
+        window.release()
+        self._alarms.raise_(AlarmCode.CONFIG, section.module.serial, difference)
 
     async def _import_pair(self, section: LinkSection) -> None:
         """Read a pair file once: one that is left behind is known by its id, a new one provisions the pair anew."""
