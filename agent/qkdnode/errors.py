@@ -21,6 +21,12 @@ class KernelError(QkdnodeError):
     code = "KERNEL"
 
 
+class MemoryLockError(QkdnodeError, MemoryError):
+    """Key material cannot be locked in memory here: nothing is done with it."""
+
+    code = "MEMORY_LOCK"
+
+
 class DeviceError(QkdnodeError):
     """Something about a QKD module or QRNG; the message names the serial."""
 

@@ -7,6 +7,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from libc.errno cimport errno
 from libc.string cimport memcpy
 
+from qkdnode.errors import MemoryLockError
+
 cdef extern from "secret_memory.h" nogil:
     int QKN_SECRET_MLOCK, QKN_SECRET_MEMFD
     int qkn_secret_probe()
@@ -137,14 +139,14 @@ cdef void fill(LockedBuffer buffer, object source) except *:
 
 @cython.final
 cdef class SecretBuffer(LockedBuffer):
-    """Finished keys, pads and key-encryption keys. Always locked: MemoryError where it cannot be."""
+    """Finished keys, pads and key-encryption keys. Always locked: MemoryLockError where it cannot be."""
 
     def __cinit__(self, Py_ssize_t size):
         if size <= 0:
             raise ValueError("a SecretBuffer has at least one byte")
         if qkn_secret_allocate(<size_t>size, &self.memory) != 0:
             self.memory = NULL
-            raise MemoryError(
+            raise MemoryLockError(
                 f"cannot lock {size} bytes for key material ({os.strerror(errno)}): "
                 "raise the memory-lock limit (ulimit -l, LimitMEMLOCK=)"
             )

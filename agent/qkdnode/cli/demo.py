@@ -373,7 +373,8 @@ def summary(observed: Observed, stopped: float, audit: bool | None) -> dict[str,
     if observed.first_key is not None and stopped > observed.first_key:
         start = observed.sifted_at(observed.first_key)
         mbps = (observed.sifted_at(stopped) - start) / (stopped - observed.first_key) / 1e6
-    delivered, equal, different = observed.matched()
+    _, equal, different = observed.matched()
+    delivered = [final[node].get("keys_delivered") for node in NODES]
     ready = max(observed.ready.values()) if len(observed.ready) == len(NODES) else None
     from_when = min(ready, observed.started + ALARMS_FROM_S) if ready else observed.started + ALARMS_FROM_S
     raised = {code for at, _, code in observed.alarms if from_when <= at <= stopped}
@@ -387,7 +388,7 @@ def summary(observed: Observed, stopped: float, audit: bool | None) -> dict[str,
         "secret_bits": bob.get("secret_bits"),
         "keys_alice": final["alice"].get("keys_present"),
         "keys_bob": final["bob"].get("keys_present"),
-        "keys_delivered": delivered,
+        "keys_delivered": None if None in delivered else min(delivered),
         "keys_matched": equal,
         "keys_mismatched": different,
         "qber": rounded(qber, 6),

@@ -45,6 +45,7 @@ from qkdnode.wire.messages import (
 
 TICK_S = 0.25
 DRAW_AGAIN_S = 0.1
+DISCARD_LOG_S = 1.0
 GRANT_PADS = 16
 GRANT_BELOW = 6
 RESEND_PENDING_S = 5.0
@@ -124,6 +125,7 @@ class Link:
         self._resent_ns = 0
         self._handshake_ns = 0
         self._opened_ns = 0
+        self._discard_logged_ns = 0
         self._backoff_s = BACKOFF_FIRST_S
         self._next_attempt_ns = 0
         self._pads_left = 0
@@ -212,13 +214,20 @@ class Link:
             try:
                 await self._take(raw)
             except RemoteProtocolError as error:
-                self.statistics.messages_discarded += 1
-                self._log.warning("message discarded", reason=str(error))
+                self._discarded(error)
             except AuthenticationError as error:
                 self._quarantine(str(error))
             except VaultError as error:
                 # Nothing was journalled, so nothing was answered: the peer asks again.
                 self._around.alarm(error.code, self.name, str(error))
+
+    def _discarded(self, error: RemoteProtocolError) -> None:
+        """Count every message that broke a rule, and log one a second at most: a stranger must not fill the disk."""
+        self.statistics.messages_discarded += 1
+        now = self._around.monotonic_ns()
+        if now - self._discard_logged_ns > DISCARD_LOG_S * 1e9:
+            self._discard_logged_ns = now
+            self._log.warning("message discarded", reason=str(error), so_far=self.statistics.messages_discarded)
 
     async def _send_loop(self) -> None:
         while True:
@@ -427,8 +436,7 @@ class Link:
                 try:
                     effects = self._machine.handle(event)
                 except RemoteProtocolError as error:
-                    self.statistics.messages_discarded += 1
-                    self._log.warning("message discarded", reason=str(error))
+                    self._discarded(error)
                     continue
                 self._execute(effects)
         finally:
@@ -474,6 +482,7 @@ class Link:
             except NoEntropyError as error:
                 self._around.alarm("NO_ENTROPY", self.name, str(error))
                 self._end_session(f"NO_ENTROPY: {error}")
+                self.statistics.state = "NO_ENTROPY"
                 self._back_off()
                 return
             self._events.append(fx.Drawn(self._draws.popleft().purpose, random))

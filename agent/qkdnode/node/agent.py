@@ -26,7 +26,7 @@ from qkdnode.device.qrng import QrngModule
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
 from qkdnode.distill.settings import Settings
-from qkdnode.errors import AuditError, ConfigError, NoEntropyError, QkdnodeError, VaultError
+from qkdnode.errors import AuditError, ConfigError, MemoryLockError, NoEntropyError, VaultError
 from qkdnode.ids import ALICE, Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.link.driver import Authentication, Link, Surroundings
@@ -148,7 +148,7 @@ class Agent:
             self._loop.add_signal_handler(number, stop.set)
         mode = locked_mode()
         if mode is None:
-            raise QkdnodeError("key material cannot be locked here: allow memfd_secret, or raise LimitMEMLOCK")
+            raise MemoryLockError("key material cannot be locked here: allow memfd_secret, or raise LimitMEMLOCK")
         self._log.info("starting", version=__version__, memory=mode)
         try:
             await self._start()
@@ -507,13 +507,15 @@ class Agent:
         return counts
 
     async def _final_counts(self) -> dict[str, Any]:
-        present: int | None = None
+        present = delivered = None
         with contextlib.suppress(VaultError):
             status = await self.ask(ask.Status())
+            delivered = status.keys_delivered_both
             present = sum(count for state, count in status.keys.items() if state in ("ready", "delivered"))
         return {
             "links": self._link_counts(),
             "keys_present": present,
+            "keys_delivered": delivered,
             "alarms": sorted({alarm.code for alarm in self._alarms.all()}),
             "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }

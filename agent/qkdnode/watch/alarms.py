@@ -19,6 +19,8 @@ class AlarmCode(StrEnum):
     DEVICE_GAP = "DEVICE_GAP"
     DEVICE_CLOCK = "DEVICE_CLOCK"
     DEVICE_UNHEALTHY = "DEVICE_UNHEALTHY"
+    DEVICE_UNUSABLE = "DEVICE_UNUSABLE"
+    DEVICE_PROTOCOL = "DEVICE_PROTOCOL"
     AUDIT_STOPPED = "AUDIT_STOPPED"
     DISK_FULL = "DISK_FULL"
     VAULT = "VAULT"
@@ -36,6 +38,8 @@ ADVICE = {
     AlarmCode.DEVICE_GAP: "data of the device was lost and its Windows dropped: check USB load and cable",
     AlarmCode.DEVICE_CLOCK: "the receiver lost the sync pulses: check the synchronisation channel",
     AlarmCode.DEVICE_UNHEALTHY: "the device reports a failure: inspect it before it is acknowledged",
+    AlarmCode.DEVICE_UNUSABLE: "the device is there but cannot be opened: check rights, other programs, its kind",
+    AlarmCode.DEVICE_PROTOCOL: "the device speaks another protocol or went back in time: check its firmware",
     AlarmCode.AUDIT_STOPPED: "the audit log cannot be written, so nothing is released: free the disk",
     AlarmCode.DISK_FULL: "the vault's disk is full, so nothing is released: free space",
     AlarmCode.VAULT: "the vault refused a change: see the log",
