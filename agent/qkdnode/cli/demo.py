@@ -374,7 +374,7 @@ def summary(observed: Observed, stopped: float, audit: bool | None) -> dict[str,
         start = observed.sifted_at(observed.first_key)
         mbps = (observed.sifted_at(stopped) - start) / (stopped - observed.first_key) / 1e6
     _, equal, different = observed.matched()
-    delivered = [final[node].get("keys_delivered") for node in NODES]
+    delivered: list[Any] = [final[node].get("keys_delivered") for node in NODES]
     ready = max(observed.ready.values()) if len(observed.ready) == len(NODES) else None
     from_when = min(ready, observed.started + ALARMS_FROM_S) if ready else observed.started + ALARMS_FROM_S
     raised = {code for at, _, code in observed.alarms if from_when <= at <= stopped}
