@@ -146,7 +146,7 @@ def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run
     """Where the keys are cut: runs of whole keys, no more of them in one run than one Allocate carries."""
     size, left = request.size_bits, request.count
     plan = []
-    for run in stock.usable_runs(store, link, half):
+    for run in stock.usable_runs(store, link, half, size):
         start = run.start
         while left and (fit := min((run.end - start) // size, left, MAX_KEYS)):
             plan.append(Run(run.batch, start, start + fit * size))

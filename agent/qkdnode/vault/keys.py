@@ -82,10 +82,7 @@ def make(
             )
         )
     with memoryview(material) as view:
-        secrets = [(row.bound, view[i * size : (i + 1) * size]) for i, row in enumerate(rows)]
-        sealed = store.sealing.seal(cut.link, epoch, secrets)
-        for _, secret in secrets:
-            secret.release()
+        sealed = store.sealing.seal(cut.link, epoch, [row.bound for row in rows], view, size)
     details: dict[str, Detail] = {
         "association": store.sealing.pseudonym(association.binding),
         "batch": str(unpack_batch(cut.batch)),

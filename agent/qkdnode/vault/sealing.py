@@ -10,6 +10,7 @@ AEAD objects live for one request at most: a live one keeps copies of its key on
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -83,20 +84,24 @@ class Sealing:
             known = self._pseudonyms[name] = self._hmac(self._salt, name)[:PSEUDONYM_BYTES].hex()
         return known
 
-    def seal(self, link: str, epoch: int, secrets: Sequence[tuple[tuple[Any, ...], Buffer]]) -> list[Sealed]:
-        """Seal each (bound, secret) under a data key of its own. The secrets stay the caller's."""
-        if not secrets:
-            return []
-        kek = AESGCM(memoryview(self._kek(link, epoch, create=True)))
-        nonces = os.urandom(NONCE_BYTES * len(secrets))
+    def seal(
+        self, link: str, epoch: int, bounds: Sequence[tuple[Any, ...]], material: memoryview, size: int
+    ) -> list[Sealed]:
+        """Seal consecutive pieces of `size` bytes, the last may be shorter, each under a data key of its own.
+
+        `bounds` says what each piece is bound to. The material stays the caller's.
+        """
+        kek = self._kek(link, epoch, create=True)
+        nonces = os.urandom(NONCE_BYTES * len(bounds))
         sealed = []
-        with self.draw(KEY_BYTES * len(secrets)) as drawn, memoryview(drawn) as keys:
-            for i, (bound, secret) in enumerate(secrets):
+        with self.draw(KEY_BYTES * len(bounds)) as drawn, memoryview(drawn) as keys:
+            wrap = AESGCM(memoryview(kek)).encrypt
+            for i, bound in enumerate(bounds):
                 associated = _canonical(bound)
                 nonce = nonces[i * NONCE_BYTES : (i + 1) * NONCE_BYTES]
-                with keys[i * KEY_BYTES : (i + 1) * KEY_BYTES] as key:
-                    ciphertext = AESGCM(key).encrypt(ZERO_NONCE, memoryview(secret), associated)
-                    sealed.append(Sealed(ciphertext, nonce + kek.encrypt(nonce, key, associated)))
+                with keys[i * KEY_BYTES : (i + 1) * KEY_BYTES] as key, material[i * size : (i + 1) * size] as piece:
+                    ciphertext = AESGCM(key).encrypt(ZERO_NONCE, piece, associated)
+                    sealed.append(Sealed(ciphertext, nonce + wrap(nonce, key, associated)))
         return sealed
 
     def unseal(
@@ -109,8 +114,10 @@ class Sealing:
         secret = SecretBuffer(len(sealed) - TAG_BYTES)
         with SecretBuffer(KEY_BYTES) as key:
             try:
-                kek = AESGCM(memoryview(self._kek(link, epoch, create=False)))
-                kek.decrypt_into(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], associated, memoryview(key))
+                kek = self._kek(link, epoch, create=False)
+                AESGCM(memoryview(kek)).decrypt_into(
+                    wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], associated, memoryview(key)
+                )
                 AESGCM(memoryview(key)).decrypt_into(ZERO_NONCE, sealed, associated, memoryview(secret))
             except BaseException:
                 secret.release()
@@ -120,7 +127,9 @@ class Sealing:
     def forget(self) -> None:
         """Drop the cached KEKs: after a rollback, those just made are no longer in the file."""
         for kek in self._keks.values():
-            kek.release()
+            # Still leased by a traceback: it is wiped when that goes.
+            with suppress(BufferError):
+                kek.release()
         self._keks.clear()
 
     def destroy(self) -> None:

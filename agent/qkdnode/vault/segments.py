@@ -17,7 +17,7 @@ def install(store: Store, link: str, batch: BatchId, material: memoryview, *, us
     pads = len(material) // (2 * PAD_BYTES)
     state = USABLE if usable else WAITING
     row = Segment(link, pack_batch(batch), state, pads, 0, 0, store.epoch, 1, None, None)
-    (sealed,) = store.sealing.seal(link, row.epoch, [(row.bound, material)])
+    (sealed,) = store.sealing.seal(link, row.epoch, [row.bound], material, len(material))
     row = Segment(link, row.batch, state, pads, 0, 0, row.epoch, 1, sealed.sealed, sealed.wrapped)
     return store.create(row, "pads.stored", pads=pads, usable=usable)
 

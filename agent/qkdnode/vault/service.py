@@ -160,9 +160,9 @@ class Vault:
         self.close()
 
     def _run(self) -> None:
-        while self._group():
-            pass
         try:
+            while self._group():
+                pass
             _write_event(self._connection, self._store.journal, self._clock_ns(), "vault.closed", checkpoint=True)
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
@@ -173,6 +173,15 @@ class Vault:
             self._connection.close()
             self._store.sealing.destroy()
             os.close(self._lock)
+            self._refuse_the_rest()
+
+    def _refuse_the_rest(self) -> None:
+        with self._gate:
+            self._closed = True
+        while not self._queue.empty():
+            asked = self._queue.get_nowait()
+            if asked is not None and asked.answer.set_running_or_notify_cancel():
+                asked.answer.set_exception(VaultError(f"vault {self._path} has stopped: {self._failure}"))
 
     def _group(self) -> bool:
         """Execute and commit one group; False once the vault is to close."""
@@ -196,11 +205,12 @@ class Vault:
             self._store.journal.write_head()
             self._connection.execute("COMMIT")
         except BaseException as error:
-            self._undo(mark)
             failure = _storage_error(error, self._path) if isinstance(error, sqlite3.Error) else error
             outcomes = [Outcome(error=failure)] * len(taken)
-        for one, outcome in zip(taken, outcomes, strict=True):
-            _deliver(one, outcome)
+            self._undo(mark)
+        finally:
+            for one, outcome in zip(taken, outcomes, strict=True):
+                _deliver(one, outcome)
         return asked is not None
 
     def _execute(self, request: Request) -> "Outcome":

@@ -14,14 +14,18 @@ from qkdnode.vault.store import Store
 
 CHUNK_BYTES = 4096
 CHUNK_BITS = 8 * CHUNK_BYTES
+PAGE = 16
 
 Span = tuple[int, int]
 _decode = msgspec.json.Decoder(list[Span]).decode
 
-_OWN = f"""
-SELECT chunks.batch, chunks.spans FROM chunks CROSS JOIN batches USING (link, batch)
-WHERE chunks.link = ? AND chunks.half = ? AND chunks.state = '{STOCKED}' AND batches.usable
-ORDER BY chunks.batch, chunks.number
+# The last chunk of a half that is too short for one key is passed over: such remainders would pile up in the way.
+_USABLE = f"""
+state = '{STOCKED}' AND link = ? AND half = ? AND (batch, number) > (?, ?) AND EXISTS (
+    SELECT 1 FROM batches WHERE batches.link = chunks.link AND batches.batch = chunks.batch AND batches.usable
+        AND (chunks.bits >= ? OR chunks.number < (batches.half_bits - 1) / {CHUNK_BITS})
+)
+ORDER BY batch, number LIMIT {PAGE}
 """
 
 
@@ -35,31 +39,34 @@ class Run(msgspec.Struct, frozen=True):
 
 def lay_in(store: Store, link: str, batch: bytes, half: str, bits: memoryview) -> None:
     """Seal one half of a Batch's stock, chunk by chunk."""
-    rows, secrets = [], []
+    rows = []
     for number, start in enumerate(range(0, len(bits), CHUNK_BYTES)):
         end = min(start + CHUNK_BYTES, len(bits))
         spans = _encode([(8 * start, 8 * end)])
         row = Chunk(link, half, batch, number, STOCKED, spans, 8 * (end - start), store.epoch, 1, b"", b"")
         rows.append(row)
-        secrets.append((row.bound, bits[start:end]))
-    for row, sealed in zip(rows, store.sealing.seal(link, store.epoch, secrets), strict=True):
+    if not rows:
+        return
+    pieces = store.sealing.seal(link, store.epoch, [row.bound for row in rows], bits, CHUNK_BYTES)
+    for row, sealed in zip(rows, pieces, strict=True):
         row = msgspec.structs.replace(row, sealed=sealed.sealed, wrapped=sealed.wrapped)
         store.create(row, "stock.stored", bits=row.bits)
-    for _, view in secrets:
-        view.release()
 
 
-def usable_runs(store: Store, link: str, half: str) -> Iterator[Run]:
-    """What a half holds in usable Batches, oldest first. A plan: only cutting verifies."""
+def usable_runs(store: Store, link: str, half: str, at_least: int) -> Iterator[Run]:
+    """What a half holds in usable Batches, oldest first, where a key of `at_least` bits may fit."""
     run: Run | None = None
-    for batch, spans in store.connection.execute(_OWN, (link, half)):
-        for start, end in _spans(spans):
-            if run is not None and run.batch == batch and run.end == start:
-                run = Run(batch, run.start, end)
-                continue
-            if run is not None:
-                yield run
-            run = Run(batch, start, end)
+    place = (b"", -1)
+    while rows := store.find(Chunk, _USABLE, link, half, *place, at_least):
+        for row in rows:
+            for start, end in _spans(row.spans):
+                if run is not None and run.batch == row.batch and run.end == start:
+                    run = Run(row.batch, run.start, end)
+                    continue
+                if run is not None:
+                    yield run
+                run = Run(row.batch, start, end)
+        place = (rows[-1].batch, rows[-1].number)
     if run is not None:
         yield run
 
@@ -121,7 +128,7 @@ def _take(store: Store, link: str, half: str, batch: bytes, start: int, end: int
                 row, spans=_encode(kept), bits=8 * left, epoch=store.epoch, version=row.version + 1
             )
             with view[:left] as rest:
-                (sealed,) = store.sealing.seal(link, changed.epoch, [(changed.bound, rest)])
+                (sealed,) = store.sealing.seal(link, changed.epoch, [changed.bound], rest, left)
         store.change(
             row,
             happened,

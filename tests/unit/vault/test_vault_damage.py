@@ -1,0 +1,258 @@
+"""Somebody writes to the vault's file: what was altered or put back is named and never used, the rest serves on."""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from vaults import FIRST, HERE, LINK, End, Pair, contents, waiting
+
+from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.vault import records
+from qkdnode.vault.requests import (
+    AcceptAllocation,
+    AllocationAnswered,
+    ApplicationOutbox,
+    NeighbourOutbox,
+    NextSession,
+    OpenKey,
+    PadsLeft,
+    ReservePads,
+    SettlePending,
+    Status,
+)
+
+
+def columns_of(record: type[records.Record]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(record)] + ["mac"]
+
+
+def altered(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+    if isinstance(value, str):
+        return b"\xff" + value.encode()
+    return 1 if value is None else value + 1
+
+
+def alter(file: sqlite3.Connection, table: str, column: str, row: int) -> None:
+    """Change one column of the row, text into what is not even UTF-8."""
+    (value,) = file.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()
+    new = altered(value)
+    slot = "CAST(? AS TEXT)" if isinstance(value, str) else "?"
+    file.execute("PRAGMA foreign_keys = OFF")
+    file.execute(f"UPDATE {table} SET {column} = {slot} WHERE rowid = ?", (new, row))
+
+
+def newest_kind(end: End) -> str:
+    return end.vault.events_after(end.call(Status()).leaves - 1)[-1][1].kind
+
+
+@pytest.mark.parametrize("column", columns_of(records.Key))
+def test_a_key_with_any_column_altered_is_never_opened(pair: Pair, column: str) -> None:
+    pair.stock()
+    ids = pair.ready()
+    with pair.alice.tampering() as file:
+        alter(file, "keys", column, 1)
+    for _ in range(2):
+        with pytest.raises(QkdnodeError):
+            contents(pair.alice, ids[0])
+    for key in ids[1:]:
+        assert contents(pair.alice, key) == contents(pair.bob, key)
+    listed = {row.key_id for row in pair.alice.call(ApplicationOutbox(application="payroll"))}
+    assert listed == set(ids[1:])
+
+
+def test_a_damaged_key_is_named_set_aside_and_journalled(pair: Pair) -> None:
+    pair.stock()
+    ids = pair.ready()
+    with pair.alice.tampering() as file:
+        alter(file, "keys", "sealed", 1)
+    with pytest.raises(VaultDamagedError, match=r"record keys/[0-9a-f]{32} of the vault fails its authentication"):
+        contents(pair.alice, ids[0])
+    assert newest_kind(pair.alice) == "record.damaged"
+    with pytest.raises(QkdnodeError, match="no usable key"):
+        contents(pair.alice, ids[0])
+    assert pair.alice.call(Status()).keys == {"ready": 2, "damaged": 1}
+
+
+def put_back(end: End, table: str, change: Callable[[], object]) -> None:
+    """Keep the table's rows, let the vault change them, write the old rows over the new."""
+    with end.tampering() as file:
+        before = file.execute(f"SELECT rowid, * FROM {table}").fetchall()
+    change()
+    with end.tampering() as file:
+        file.execute("PRAGMA foreign_keys = OFF")
+        slots = ", ".join("?" * len(before[0][1:]))
+        for rowid, *values in before:
+            file.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))
+            file.execute(f"INSERT INTO {table} VALUES ({slots})", values)
+
+
+def test_a_delivered_key_put_back_is_not_supplied_again(pair: Pair) -> None:
+    from test_vault_keys import delivered
+
+    pair.stock()
+    ids = pair.ready()
+    put_back(pair.alice, "keys", lambda: delivered(pair.alice, ids))
+    assert pair.alice.call(ApplicationOutbox(application="payroll")) == ()
+    with pytest.raises(QkdnodeError):
+        contents(pair.alice, ids[0])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_stock_put_back_is_not_cut_again(pair: Pair, restarted: bool) -> None:
+    pair.stock(bits_out=20_000)
+    first = pair.alice.association
+    put_back(pair.alice, "chunks", lambda: pair.allocate(pair.alice))
+    if restarted:
+        pair.alice.reopen()
+    assert first == HERE
+    with pytest.raises(VaultDamagedError, match="an old state put back"):
+        pair.allocate(pair.alice)
+
+
+def test_pads_put_back_are_not_reserved_again(pair: Pair) -> None:
+    reserve = ReservePads(link=LINK, count=5)
+    put_back(pair.alice, "segments", lambda: pair.alice.call(reserve))
+    with pytest.raises(VaultDamagedError, match=r"segments/metro/.* an old state put back"):
+        pair.alice.call(reserve)
+    assert pair.alice.call(PadsLeft(link=LINK)) == 0
+
+
+def test_a_session_counter_put_back_is_seen(pair: Pair) -> None:
+    put_back(pair.alice, "links", lambda: pair.alice.call(NextSession(link=LINK)))
+    with pytest.raises(VaultDamagedError, match="links/metro"):
+        pair.alice.call(NextSession(link=LINK))
+
+
+@pytest.mark.parametrize("column", [c for c in columns_of(records.Chunk) if c not in records.Chunk.key])
+def test_an_altered_chunk_is_set_aside_and_the_others_serve(pair: Pair, column: str) -> None:
+    pair.stock(bits_out=300_000)
+    with pair.alice.tampering() as file:
+        alter(file, "chunks", column, 1)
+    for _ in range(2):
+        try:
+            pair.allocate(pair.alice)
+        except QkdnodeError:
+            continue
+    pair.exchange()
+    ready = pair.alice.call(ApplicationOutbox(application="payroll"))
+    assert ready
+    for row in ready:
+        assert contents(pair.alice, row.key_id) == contents(pair.bob, row.key_id)
+
+
+@pytest.mark.parametrize("column", [c for c in columns_of(records.Segment) if c not in records.Segment.key])
+def test_an_altered_segment_is_not_used(pair: Pair, column: str) -> None:
+    pair.stock()
+    with pair.alice.tampering() as file:
+        alter(file, "segments", column, 1)
+    taken = []
+    for _ in range(2):
+        try:
+            taken = pair.alice.call(ReservePads(link=LINK, count=1))
+        except QkdnodeError:
+            continue
+    assert [pad.segment for pad in taken] == [FIRST]
+    assert [state.segment for state in pair.alice.open_link().segments] == [FIRST]
+
+
+@pytest.mark.parametrize("column", [c for c in columns_of(records.Batch) if c not in records.Batch.key])
+def test_an_altered_batch_is_not_settled(pair: Pair, column: str) -> None:
+    pair.journal()
+    with pair.alice.tampering() as file:
+        alter(file, "batches", column, 1)
+    with pytest.raises(VaultDamagedError, match="batches/metro"):
+        pair.alice.call(SettlePending(link=LINK, batch=FIRST, ready=True))
+
+
+@pytest.mark.parametrize("column", [c for c in columns_of(records.Notice) if c not in ("link", "number")])
+def test_an_altered_message_is_not_sent(pair: Pair, column: str) -> None:
+    pair.stock()
+    pair.allocate(pair.alice)
+    pair.allocate(pair.alice)
+    good = waiting(pair.alice)[1]
+    with pair.alice.tampering() as file:
+        alter(file, "outbox", column, 1)
+    assert waiting(pair.alice) == [good]
+    assert len(pair.alice.call(NeighbourOutbox(link=LINK))) == 1
+
+
+@pytest.mark.parametrize("column", [c for c in columns_of(records.KnownAssociation) if c != "number"])
+def test_an_altered_association_gets_no_keys(pair: Pair, column: str) -> None:
+    pair.stock()
+    pair.alice.reopen()
+    with pair.alice.tampering() as file:
+        alter(file, "associations", column, 1)
+    with pytest.raises(QkdnodeError):
+        pair.allocate(pair.alice)
+
+
+def test_an_altered_answer_to_the_peer_is_not_given(pair: Pair) -> None:
+    pair.stock()
+    pair.allocate(pair.alice)
+    (allocate,) = waiting(pair.alice)
+    request = AcceptAllocation(link=LINK, allocate=allocate)
+    pair.bob.call(request)
+    with pair.bob.tampering() as file:
+        alter(file, "requests", "outcome", 1)
+    with pytest.raises(VaultDamagedError, match="requests/metro"):
+        pair.bob.call(request)
+
+
+def test_a_row_of_another_key_is_not_opened_in_its_place(pair: Pair) -> None:
+    pair.stock()
+    first, second, _ = pair.ready()
+    with pair.alice.tampering() as file:
+        file.execute("UPDATE keys SET id = x'00' WHERE id = ?", (first.bytes,))
+        file.execute("UPDATE keys SET id = ? WHERE id = ?", (first.bytes, second.bytes))
+    with pytest.raises(VaultDamagedError):
+        contents(pair.alice, first)
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE leaves SET leaf = replace(leaf, 'metro', 'retro') WHERE position = 2", "audit log"),
+        ("UPDATE leaves SET leaf = leaf || ' ' WHERE position = 2", "entry 2 .* canonical"),
+        ("DELETE FROM leaves WHERE position = 2", "entry 3"),
+        ("DELETE FROM leaves WHERE position = (SELECT max(position) FROM leaves)", "was changed"),
+        ("UPDATE checkpoints SET note = replace(note, 'a.audit', 'b.audit')", "checkpoint"),
+        ("UPDATE meta SET value = x'00' WHERE name = 'log head'", "head"),
+        ("UPDATE meta SET value = x'00' WHERE name = 'identity'", "whose"),
+        ("UPDATE meta SET value = x'00' WHERE name = 'row MAC key'", "row MAC key"),
+        ("DELETE FROM meta WHERE name = 'pseudonym salt'", "pseudonym salt"),
+        ("DELETE FROM meta WHERE name = 'root parameters'", "root key"),
+    ],
+)
+def test_an_altered_log_or_node_key_keeps_the_vault_shut(pair: Pair, statement: str, what: str) -> None:
+    end = pair.alice
+    end.vault.close()
+    with end.tampering() as file:
+        file.execute(statement)
+    with pytest.raises(VaultDamagedError, match=what):
+        end.open()
+
+
+def test_a_lost_kek_makes_its_keys_useless_and_no_others(pair: Pair) -> None:
+    pair.stock()
+    ids = pair.ready()
+    pair.alice.reopen()
+    with pair.alice.tampering() as file:
+        file.execute("UPDATE keks SET wrapped = zeroblob(60) WHERE link = ?", (LINK,))
+    with pytest.raises(VaultDamagedError, match="key-encryption key of link 'metro'"):
+        pair.alice.call(OpenKey(key_id=ids[0], application="payroll"))
+
+
+def test_an_answer_for_a_damaged_key_readies_the_others(pair: Pair) -> None:
+    pair.stock()
+    ids = pair.allocate(pair.alice)
+    (allocate,) = waiting(pair.alice)
+    with pair.alice.tampering() as file:
+        alter(file, "keys", "mac", 2)
+    answer = AllocationAnswered(link=LINK, request=allocate.request, outcome="accepted")
+    with pytest.raises(VaultDamagedError):
+        pair.alice.call(answer)
+    assert pair.alice.call(answer) == (ids[0], ids[2])
