@@ -22,17 +22,20 @@ ETA, DARK, MISALIGNMENT = 0.28, 1e-6, 0.012
 
 
 @lru_cache(maxsize=4)
-def emitted(count: int, error: float = MISALIGNMENT) -> tuple[tuple[bytes, np.ndarray, np.ndarray], ...]:
+def emitted(
+    count: int, error: float = MISALIGNMENT, parameters: Parameters = PARAMETERS
+) -> tuple[tuple[bytes, np.ndarray, np.ndarray], ...]:
     """Windows of one link: packed choices, and the detections that they cause. The same at every call."""
     windows = []
     for index in range(count):
         generator = np.random.default_rng((7, index))
-        basis = (generator.random(SLOTS) >= PARAMETERS.p_z).astype(np.uint8)
+        basis = (generator.random(SLOTS) >= parameters.p_z).astype(np.uint8)
         bit = generator.integers(0, 2, SLOTS, np.uint8)
-        decoy = (generator.random(SLOTS) >= PARAMETERS.intensity_probabilities[0]).astype(np.uint8)
-        mu = np.where(decoy, PARAMETERS.intensities[1], PARAMETERS.intensities[0])
+        limits = np.cumsum(parameters.intensity_probabilities)[:-1]
+        decoy = np.digitize(generator.random(SLOTS), limits).astype(np.uint8)
+        mu = np.asarray(parameters.intensities)[decoy]
         clicks = np.flatnonzero(generator.random(SLOTS) < 1 - np.exp(-ETA * mu))
-        measured = (generator.random(clicks.size) >= PARAMETERS.p_z).astype(np.uint8)
+        measured = (generator.random(clicks.size) >= parameters.p_z).astype(np.uint8)
         wrong = (generator.random(clicks.size) < error).astype(np.uint8)
         other = generator.integers(0, 2, clicks.size, np.uint8)
         seen = np.where(measured == basis[clicks], bit[clicks] ^ wrong, other)
@@ -174,7 +177,7 @@ def opened(parameters: Parameters = PARAMETERS, **choices: object) -> tuple[Dist
 
 def shine(alice: DistillEnd, bob: DistillEnd, index: int, error: float = MISALIGNMENT, count: int = 20) -> None:
     """Both modules complete Window `index`."""
-    choices, slots, patterns = emitted(count, error)[index]
+    choices, slots, patterns = emitted(count, error, alice.settings.agreed)[index]
     alice.feed(fx.TransmitterWindowReady(index, WorkingBuffer.copy_of(choices)))
     bob.feed(fx.ReceiverWindowReady(index, slots.copy(), patterns.copy()))
 

@@ -250,3 +250,33 @@ def test_no_flipped_bit_lets_unequal_keys_pass(position: int, place: int) -> Non
 def test_batches_are_named_by_session_and_number() -> None:
     alice, _ = distilled()
     assert set(alice.keys) == {BatchId(alice.session.session, 0)}
+
+
+def test_two_decoys_make_key_by_the_method_for_them() -> None:
+    two = msgspec.structs.replace(
+        PARAMETERS,
+        intensities=(0.5, 0.12, 0.0002),
+        intensity_probabilities=(0.6, 0.25, 0.15),
+        method="lim2014/1",
+        batch_bits=1_600_000,
+    )
+    alice, bob = opened(two)
+    for index in range(32):
+        shine(alice, bob, index, error=0.006, count=32)
+        settle(alice, bob)
+    assert alice.ready == bob.ready == set(alice.keys)
+    assert alice.keys == bob.keys
+    assert len(alice.keys) == 1
+
+
+def test_the_larger_wish_for_refill_is_served() -> None:
+    alice, bob = opened()
+    alice.feed(fx.PoolLevel(1024))
+    bob.feed(fx.PoolLevel(8192))
+    journalled: list[int] = []
+    for index in range(WINDOWS_OF_A_BATCH):
+        shine(alice, bob, index)
+        while alice.wire or bob.wire:
+            exchange(alice, bob, 1)
+            journalled += [batch.refill_bits for batch in bob.machine.batches.values() if batch.refill_bits]
+    assert set(journalled) == {8192}
