@@ -23,6 +23,7 @@ from qkdnode.wire.messages import (
     Message,
     Parameters,
     Protection,
+    SiftList,
 )
 
 HELLO_PADS = 4  # hash key, two for the vault key, the Hello's own tag
@@ -376,10 +377,11 @@ class Session:
 
     def _transcribe(self, sender: str, message: Message, header: bytes, body: bytes) -> None:
         number: int = message.batch  # type: ignore[attr-defined]
-        if number in self._finished:
-            return
         transcript = self._transcripts.get(number)
         if transcript is None:
+            # A Batch begins with a list, which is tagged: nothing else makes an end hold memory for it.
+            if number in self._finished or not isinstance(message, SiftList):
+                return
             with (
                 memoryview(self._hash_key_material[self._role]) as ours,
                 memoryview(self._hash_key_material[other_role(self._role)]) as theirs,
