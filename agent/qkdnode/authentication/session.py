@@ -39,7 +39,7 @@ class State(Enum):
     RESERVING = "both counters known, pads for our Hello being reserved"
     HELLO = "our Hello sent, the peer's awaited"
     OPEN = "both Hellos verified"
-    FAILED = "this vault is older than what the peer has seen, or the ends differ: an operator must act"
+    FAILED = "the ends differ, says an authentic Hello: an operator must act"
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class Reset(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Effect: stop the link until an operator has acted."""
+    """Effect: no session: an operator must act, unless an attacker wants him to think so."""
 
     code: str
     reason: str
@@ -145,8 +145,9 @@ class Session:
             )
         overtaken = self._pool.overtaken_by(greeting.seen)
         if overtaken:
+            # Not authentic: no session begins on this greeting, but the next one is heard.
             self._forget()
-            self.state = State.FAILED
+            self.state = State.IDLE
             return [Failed("AUTH_FAILED", f"{overtaken}: an older vault was restored here; provision the pair anew")]
         if greeting.counter <= 0:
             raise RemoteProtocolError("greeting with session counter 0")
