@@ -206,7 +206,8 @@ class Session:
         self.session = alice << 32 | bob
         self._send_next = self._receive_next = 1
         self.state = State.RESERVING
-        return [ReservePads(HELLO_PADS)]
+        left_over = self._pool.take_run(HELLO_PADS)
+        return self.pads_reserved(left_over) if left_over else [ReservePads(HELLO_PADS)]
 
     def _difference(self, theirs: Parameters) -> str | None:
         for field in msgspec.structs.fields(Parameters):
