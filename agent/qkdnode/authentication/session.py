@@ -251,6 +251,8 @@ class Session:
             # Journalled before it is sent, so it may overtake or be overtaken: its Batch and state guard its order.
             if self.state is not State.OPEN or header.counter != frame.message.batch.number:
                 raise RemoteProtocolError(f"{_name(frame)} with counter {header.counter} out of turn")
+            if header.counter in self._finished and isinstance(frame.message, BatchClaim):
+                raise RemoteProtocolError(f"{_name(frame)} of Batch {frame.message.batch}, which is over here")
             self._check_tag(frame, covered)
             return
         if header.counter != self._receive_next:
