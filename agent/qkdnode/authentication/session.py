@@ -27,6 +27,7 @@ from qkdnode.wire.messages import (
 )
 
 HELLO_PADS = 4  # hash key, two for the vault key, the Hello's own tag
+STATED_PENDING = 256  # how many Batches a Hello can state; the others follow in later sessions
 RENEW_AFTER_MESSAGES = 2**20
 RENEW_AFTER_NS = 24 * 3600 * 10**9
 
@@ -171,7 +172,7 @@ class Session:
             return []
         self._set_hash_key(self._role, addresses[0])
         self._set_mac(self._role, addresses[1])
-        hello = Hello(self._parameters, addresses[1], self._unsettled, self._software)
+        hello = Hello(self._parameters, addresses[1], self._unsettled[:STATED_PENDING], self._software)
         self.state = State.HELLO
         return [Send(self._tagged(hello, addresses[3])), *self._open_when_both_said_hello()]
 
