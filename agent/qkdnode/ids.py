@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import NewType
+from typing import Annotated, NewType
 from uuid import UUID
 
 import msgspec
@@ -26,8 +26,8 @@ def other_role(role: str) -> str:
 class BatchId(msgspec.Struct, frozen=True, array_like=True, order=True):
     """A Batch of one link: the session (both ends' counters) and the number in it; (0, 0) is the provisioned key."""
 
-    session: int
-    number: int
+    session: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    number: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
     def __str__(self) -> str:
         return f"{self.session:016x}-{self.number:08x}"

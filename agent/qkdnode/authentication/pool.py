@@ -63,6 +63,19 @@ class AuthKeyPool:
             raise LocalProtocolError("a tag was asked for without a reserved pad")
         return self._granted.popleft()
 
+    def take_run(self, count: int) -> tuple[PadAddress, ...]:
+        """The next `count` reserved pads if they are consecutive; else none, and what was reserved is given up.
+
+        A Hello under pads that are reserved later would make the peer take those before it for replayed.
+        """
+        run = tuple(self._granted)[:count]
+        if len(run) == count and run[-1] == PadAddress(run[0].segment, run[0].index + count - 1):
+            for _ in run:
+                self._granted.popleft()
+            return run
+        self._granted.clear()
+        return ()
+
     def material(self, address: PadAddress, sender: str, pads: int = 1) -> memoryview:
         """The bytes of `pads` pads from `address` in the sender's half; the caller releases the view."""
         segment = self._find(address.segment)

@@ -23,9 +23,11 @@ from qkdnode.wire.messages import (
     Message,
     Parameters,
     Protection,
+    SiftList,
 )
 
 HELLO_PADS = 4  # hash key, two for the vault key, the Hello's own tag
+STATED_PENDING = 256  # how many Batches a Hello can state; the others follow in later sessions
 RENEW_AFTER_MESSAGES = 2**20
 
 
@@ -37,7 +39,7 @@ class State(Enum):
     RESERVING = "both counters known, pads for our Hello being reserved"
     HELLO = "our Hello sent, the peer's awaited"
     OPEN = "both Hellos verified"
-    FAILED = "this vault is older than what the peer has seen, or the ends differ: an operator must act"
+    FAILED = "the ends differ, says an authentic Hello: an operator must act"
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -72,7 +74,7 @@ class Reset(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Effect: stop the link until an operator has acted."""
+    """Effect: no session: an operator must act, unless an attacker wants him to think so."""
 
     code: str
     reason: str
@@ -143,8 +145,9 @@ class Session:
             )
         overtaken = self._pool.overtaken_by(greeting.seen)
         if overtaken:
+            # Not authentic: no session begins on this greeting, but the next one is heard.
             self._forget()
-            self.state = State.FAILED
+            self.state = State.IDLE
             return [Failed("AUTH_FAILED", f"{overtaken}: an older vault was restored here; provision the pair anew")]
         if greeting.counter <= 0:
             raise RemoteProtocolError("greeting with session counter 0")
@@ -168,7 +171,7 @@ class Session:
             return []
         self._set_hash_key(self._role, addresses[0])
         self._set_mac(self._role, addresses[1])
-        hello = Hello(self._parameters, addresses[1], self._unsettled, self._software)
+        hello = Hello(self._parameters, addresses[1], self._unsettled[:STATED_PENDING], self._software)
         self.state = State.HELLO
         return [Send(self._tagged(hello, addresses[3])), *self._open_when_both_said_hello()]
 
@@ -203,7 +206,8 @@ class Session:
         self.session = alice << 32 | bob
         self._send_next = self._receive_next = 1
         self.state = State.RESERVING
-        return [ReservePads(HELLO_PADS)]
+        left_over = self._pool.take_run(HELLO_PADS)
+        return self.pads_reserved(left_over) if left_over else [ReservePads(HELLO_PADS)]
 
     def _difference(self, theirs: Parameters) -> str | None:
         for field in msgspec.structs.fields(Parameters):
@@ -247,6 +251,8 @@ class Session:
             # Journalled before it is sent, so it may overtake or be overtaken: its Batch and state guard its order.
             if self.state is not State.OPEN or header.counter != frame.message.batch.number:
                 raise RemoteProtocolError(f"{_name(frame)} with counter {header.counter} out of turn")
+            if header.counter in self._finished and isinstance(frame.message, BatchClaim):
+                raise RemoteProtocolError(f"{_name(frame)} of Batch {frame.message.batch}, which is over here")
             self._check_tag(frame, covered)
             return
         if header.counter != self._receive_next:
@@ -375,10 +381,11 @@ class Session:
 
     def _transcribe(self, sender: str, message: Message, header: bytes, body: bytes) -> None:
         number: int = message.batch  # type: ignore[attr-defined]
-        if number in self._finished:
-            return
         transcript = self._transcripts.get(number)
         if transcript is None:
+            # A Batch begins with a list, which is tagged: nothing else makes an end hold memory for it.
+            if number in self._finished or not isinstance(message, SiftList):
+                return
             with (
                 memoryview(self._hash_key_material[self._role]) as ours,
                 memoryview(self._hash_key_material[other_role(self._role)]) as theirs,

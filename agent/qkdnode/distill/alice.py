@@ -173,7 +173,7 @@ class Alice(Machine):
             raise RemoteProtocolError(f"Batch {message.batch} ended twice")
         if (message.windows, message.n_z, message.n_x) != (tally.windows, tally.n_z, tally.n_x):
             raise RemoteProtocolError(f"the ends of Batch {message.batch} count differently")
-        if any(m > n for m, n in zip(message.m_x, message.n_x, strict=True)):
+        if len(message.m_x) != len(message.n_x) or any(m > n for m, n in zip(message.m_x, message.n_x, strict=True)):
             raise RemoteProtocolError("more errors than bits in X")
         tally.m_x = message.m_x
         batch.phase = Phase.ENDED
@@ -268,6 +268,8 @@ class Alice(Machine):
             return []
         if batch.phase is not Phase.ENDED or not batch.verified:
             raise RemoteProtocolError(f"report of Batch {message.batch} out of turn")
+        if len(message.m_z) != self.settings.intensities:
+            raise RemoteProtocolError(f"errors of Batch {message.batch} for {len(message.m_z)} intensities")
         batch.ledger.close()
         opened = batch.ledger.totals().opened_bits
         counted = zip(message.m_z, batch.tally.m_z, batch.tally.n_z, strict=True)

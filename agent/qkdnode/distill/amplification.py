@@ -48,7 +48,7 @@ def predicted_profit(settings: Settings, tally: Tally, disclosed_bits: int) -> i
     if tally.reconciled_bits:
         scale = n_z / tally.reconciled_bits
         predicted = round(disclosed_bits * scale)
-        m_z = tuple(round(errors * scale) for errors in tally.m_z)
+        m_z = tuple(min(n, round(errors * scale)) for n, errors in zip(tally.n_z, tally.m_z, strict=True))
     else:
         both = 2 if settings.agreed.booking == "both" else 1
         predicted = round(1.1 * both * n_z * binary_entropy(min(tally.qber_x, 0.5)))

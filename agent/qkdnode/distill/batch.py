@@ -104,8 +104,10 @@ class Machine:
         return self.events[type(event)](self, event)
 
     def close(self) -> None:
-        """Wipe everything in flight."""
+        """Wipe everything in flight, but for the keys that the vault is storing."""
         for batch in self.batches.values():
+            if batch.phase is Phase.JOURNALLING:
+                batch.key = None
             batch.close()
         self.batches.clear()
 

@@ -52,6 +52,7 @@ RESEND_PENDING_S = 5.0
 HANDSHAKE_S = 5.0
 RENEW_AFTER_S = 3600.0  # the vault keys are drawn anew every hour
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0
+FAILED_PAUSE_S = 300.0  # a peer that is asked again and again spends the pads of a Hello each time
 PAD_BITS = 8 * PAD_BYTES
 
 
@@ -373,6 +374,7 @@ class Link:
                 case sessions.Failed(code=code, reason=reason):
                     self._end_session(reason, keep_session=True)
                     self.statistics.state = "FAILED"
+                    self._next_attempt_ns = self._around.monotonic_ns() + round(FAILED_PAUSE_S * 1e9)
                     self._around.alarm(code, self.name, reason)
 
     def _opened(self, session: int, peer: Hello) -> None:
