@@ -81,7 +81,7 @@ class NodeSection(Section, frozen=True):
 
     name: Name
     identity: str  # NAME.identity, made by `qkdnode provision node`
-    vault: str  # a directory, made at the first start
+    vault: str  # a file, made at the first start in a directory of mode 0700
     root_key: RootKeySource
 
 
@@ -124,7 +124,8 @@ class ModuleSection(Section, frozen=True):
 
 
 class DistillSection(Section, frozen=True):
-    """How key is made. All but `profile` must be equal at both ends; they are compared when the link opens."""
+    """How key is made. What both ends must have equal is compared when the link opens: all but `profile`,
+    `batch_deadline_s` and `click_share_limit`."""
 
     slot_rate_hz: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 20_000_000
     window_slots: Annotated[int, Meta(ge=1_024, le=2**24, multiple_of=2)] = 2**21
@@ -142,6 +143,7 @@ class DistillSection(Section, frozen=True):
     batch_deadline_s: Annotated[float, Meta(gt=0.0)] = 900.0
     dead_time_ns: Annotated[int, Meta(ge=0)] = 50
     profile: Literal["lan", "wan", "tight"] = "lan"
+    click_share_limit: Probability = 0.005  # share of double and crossed clicks above which Bob alarms
 
     def __post_init__(self) -> None:
         if self.batch_max_bits < self.batch_bits:

@@ -26,6 +26,7 @@ EXTRACTOR_INPUT_BYTES = EXTRACTOR_INPUT_BITS // 8
 EPSILON_LOG2 = -64  # distance from uniform of one extracted block
 DEFAULT_CAPACITY_BYTES = 2 << 20
 DEFAULT_ENTROPY_BITS = 6.0
+TURN_S = 0.05  # a draw that need not wait for the QRNGs takes microseconds, so its turn is worth waiting for
 
 Bytes = NDArray[np.uint8]
 
@@ -322,7 +323,7 @@ class EntropyPool:
             if view.readonly:
                 raise TypeError("random bytes are drawn into a writable buffer")
         out: Bytes = np.frombuffer(memoryview(buffer), np.uint8)
-        if not self._turn.acquire(timeout=wait_s):
+        if not self._turn.acquire(timeout=max(wait_s, TURN_S)):
             self._refuse(f"another draw is waiting for the QRNGs since {wait_s} s", EntropyShortError)
         try:
             for at in range(0, out.size, self.capacity_bytes // 2):

@@ -31,6 +31,7 @@ from qkdnode.distill.settings import Settings
 from qkdnode.errors import LocalProtocolError, QkdnodeError, RemoteProtocolError
 from qkdnode.ids import BatchId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.secrecy.epsilon import verification_error
 from qkdnode.secrecy.ledger import Ledger
 from qkdnode.wire.messages import BatchAbandoned, BlockStart, Disclosure, Message, Parities
 
@@ -256,7 +257,9 @@ class Machine:
     # --- the end of a Batch ----------------------------------------------------------------------------------------
 
     def length_of(self, batch: Batch) -> int:
-        """Secret bits of a Batch with a closed ledger, before rounding."""
+        """Secret bits of a Batch with a closed ledger, before rounding; 0 if its tags do not reach eps_cor."""
+        if sum(verification_error(block.cut.bits) for block in batch.blocks) > self.settings.agreed.eps_cor:
+            return 0
         return secret_length(
             self.settings.agreed, batch.tally, batch.ledger.disclosed(self.settings.agreed.booking)
         ).bits

@@ -24,6 +24,7 @@ from qkdnode.distill.effects import (
     Tick,
     Work,
 )
+from qkdnode.distill.estimation import MIN_SAMPLE
 from qkdnode.distill.framing import FRAMES_PER_BLOCK, frame_bits_for
 from qkdnode.distill.reconciliation import Block, Stage, StartJob, StepJob
 from qkdnode.distill.settings import Settings
@@ -149,6 +150,7 @@ class Bob(Machine):
             listing.bits.discard()
             return []
         return [
+            *self._judge_clicks(listing),
             Send(
                 SiftList(
                     job.batch,
@@ -160,8 +162,16 @@ class Bob(Machine):
                     listing.crossed_clicks,
                     listing.dead_clicks,
                 )
-            )
+            ),
         ]
+
+    def _judge_clicks(self, listing: Listing) -> Effects:
+        """Several detectors at once more often than dark counts and misalignment explain: a sign of bright light."""
+        odd = listing.double_clicks + listing.crossed_clicks
+        clicks = listing.events + listing.crossed_clicks
+        if clicks < MIN_SAMPLE or odd <= self.settings.click_share_limit * clicks:
+            return []
+        return [Alarmed("CLICKS", f"{odd} of {clicks} detections of a Window had more than one click")]
 
     def on_answer(self, message: SiftAnswer) -> Effects:
         number, listing = self._awaiting.pop(message.window, (None, None))

@@ -19,6 +19,7 @@ class Settings(msgspec.Struct, frozen=True):
     batch_deadline_s: float = 900.0
     windows_kept: int = 48  # Alice's, until asked for
     window_wait_s: float = 5.0  # how long Alice waits for a Window that Bob lists before she has it
+    click_share_limit: float = 0.005  # double and crossed clicks among all of a Window
     batch_stall_s: float = 60.0  # without progress a Batch is given up
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, VaultError
+from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, QkdnodeError, VaultError
 from qkdnode.ids import ALICE, Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
@@ -164,7 +164,7 @@ class Agreement:
     async def _handle(self, message: Message) -> None:
         try:
             await HANDLERS[type(message)](self, message)
-        except VaultError as error:
+        except QkdnodeError as error:
             # Not journalled, so not answered: the peer sends it again in the next session.
             self._link.around.alarm(error.code, self._link.name, str(error))
 
@@ -199,6 +199,13 @@ class Agreement:
         for key, local in self._local.items():
             remote = self._remote.get((key[1], key[0]))
             if not local.connected or remote is None or not remote.connected:
+                continue
+            if local.size_bits != remote.size_bits:
+                self._link.around.alarm(
+                    "CONFIG",
+                    str(local.association),
+                    f"the applications want keys of {local.size_bits} and {remote.size_bits} bits: no key is allocated",
+                )
                 continue
             outstanding = await self._ask(ask.Outstanding(association=local.association))
             room = min(min(local.credit, remote.credit) // 2 or 1, ALLOCATE_AT_MOST) - outstanding

@@ -25,7 +25,18 @@ from qkdnode.device.qrng import QrngModule
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
 from qkdnode.distill.settings import Settings
-from qkdnode.errors import AuditError, ConfigError, MemoryLockError, NoEntropyError, VaultError
+from qkdnode.errors import (
+    AccessDeniedError,
+    AuditError,
+    ConfigError,
+    EntropyShortError,
+    LocalProtocolError,
+    MemoryLockError,
+    NoEntropyError,
+    OutOfStockError,
+    VaultError,
+    VaultLockedError,
+)
 from qkdnode.ids import ALICE, Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.link.driver import Authentication, Link, Surroundings
@@ -44,6 +55,10 @@ from qkdnode.workers.lanes import Lanes
 
 ENTROPY_WAIT_S = 20.0
 DRAW_WAIT_S = 0.25
+# Errors that are no alarm of their own, under the alarm that an operator looks for.
+ALARM_OF_ERROR = {
+    error.code: AlarmCode.VAULT for error in (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError)
+} | {AuditError.code: AlarmCode.AUDIT_STOPPED, EntropyShortError.code: AlarmCode.NO_ENTROPY}
 PURPOSE, KEY_CLASS = "session", "its"
 
 
@@ -93,6 +108,7 @@ class Agent:
         mode = locked_mode()
         if mode is None:
             raise MemoryLockError("key material cannot be locked here: allow memfd_secret, or raise LimitMEMLOCK")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._log.info("starting", version=__version__, memory=mode)
         try:
             await self._start()
@@ -228,6 +244,7 @@ class Agent:
             agreed=agreed_parameters(section),
             profile=section.distill.profile,
             batch_deadline_s=section.distill.batch_deadline_s,
+            click_share_limit=section.distill.click_share_limit,
         )
         peer = load_public_node(self._base / section.peer_public)
         if peer.name != section.peer:
@@ -255,8 +272,8 @@ class Agent:
             lanes=lanes,
             around=Surroundings(
                 ask=self.ask,
-                draw=lambda size: self._entropy.draw(size, wait_s=DRAW_WAIT_S),
-                alarm=self._alarms.raise_,
+                draw=self._entropy.draw,
+                alarm=self._alarm,
                 record=self._record,
                 notify_supply=lambda application: self._supply.notify(application) if self._supply else None,
                 monotonic_ns=time.monotonic_ns,
@@ -361,6 +378,9 @@ class Agent:
         if self._vault is None:
             raise VaultError("the vault is not open")
         return await asyncio.wrap_future(self._vault.ask(request))
+
+    def _alarm(self, code: str, subject: str, detail: str) -> None:
+        self._alarms.raise_(ALARM_OF_ERROR.get(code, code), subject, detail)
 
     def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so has the node

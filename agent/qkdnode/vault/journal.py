@@ -168,7 +168,9 @@ class Journal:
         )
         head, mac = meta.get(LOG_HEAD, b""), meta.get(LOG_HEAD_MAC, b"")
         if self._sealing.mac("log head", head) != mac:
-            raise VaultDamagedError("the head of the audit log in the vault is damaged: restore the vault file")
+            raise VaultDamagedError(
+                "the head of the audit log in the vault is damaged: keep the file, start a new vault"
+            )
         frontier, topics = Frontier(), self._topics
         for position, leaf in self._connection.execute("SELECT position, leaf FROM leaves ORDER BY position"):
             try:
@@ -182,7 +184,7 @@ class Journal:
         if frontier.encode() != head:
             raise VaultDamagedError(
                 f"the audit log in the vault was changed: its {frontier.size} entries do not give its authenticated "
-                "head; export it for evidence and restore the vault file"
+                "head; export it for evidence and keep the file, start a new vault"
             )
         self._frontier = frontier
         self._headed = frontier.size

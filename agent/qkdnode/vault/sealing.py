@@ -168,14 +168,14 @@ class Sealing:
         name = purpose.decode()
         row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if row is None:
-            raise VaultDamagedError(f"the vault lacks its {name}: restore the vault file")
+            raise VaultDamagedError(f"the vault lacks its {name}: keep the file, start a new vault")
         return self._unwrap(purpose, row[0], name)
 
     def _unwrap(self, purpose: bytes, wrapped: bytes, name: str) -> SecretBuffer:
         try:
             return self._root.unwrap(purpose, wrapped)
         except VaultLockedError:
-            raise VaultDamagedError(f"the {name} in the vault is damaged: restore the vault file") from None
+            raise VaultDamagedError(f"the {name} in the vault is damaged: keep the file, start a new vault") from None
 
 
 def new_node_keys(root: RootKey, draw_into: Callable[[SecretBuffer], None]) -> dict[str, bytes]:

@@ -395,6 +395,6 @@ def _storage_error(error: sqlite3.Error, path: Path) -> VaultError:
 
 _STORAGE_ERRORS: dict[int, tuple[type[VaultError], str]] = {
     sqlite3.SQLITE_FULL: (DiskFullError, "make room on its file system"),
-    sqlite3.SQLITE_CORRUPT: (VaultDamagedError, "restore the vault file"),
-    sqlite3.SQLITE_NOTADB: (VaultDamagedError, "restore the vault file"),
+    sqlite3.SQLITE_CORRUPT: (VaultDamagedError, "keep the file, start a new vault"),
+    sqlite3.SQLITE_NOTADB: (VaultDamagedError, "keep the file, start a new vault"),
 }

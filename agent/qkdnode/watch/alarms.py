@@ -12,6 +12,7 @@ class AlarmCode(StrEnum):
     """The codes that a node raises; each has advice."""
 
     QBER_HIGH = "QBER_HIGH"
+    CLICKS = "CLICKS"
     NO_ENTROPY = "NO_ENTROPY"
     AUTH_STARVED = "AUTH_STARVED"
     AUTH_FAILED = "AUTH_FAILED"
@@ -31,7 +32,8 @@ class AlarmCode(StrEnum):
 
 ADVICE = {
     AlarmCode.QBER_HIGH: "no key is made: check alignment and the fibre, and think of an eavesdropper",
-    AlarmCode.NO_ENTROPY: "the link has stopped: check the QRNG, and acknowledge its failure by a restart",
+    AlarmCode.CLICKS: "detectors click together too often: look for bright light on the fibre, and at the detectors",
+    AlarmCode.NO_ENTROPY: "the link has stopped: check the QRNG; power it off and on if it latched, restart the agent",
     AlarmCode.AUTH_STARVED: "all new key refills the authentication pool; if it stays, provision the pair anew",
     AlarmCode.AUTH_FAILED: "a message was not authentic: treat it as an attack until it is explained",
     AlarmCode.DEVICE_LOST: "check the device's cable, power and hub; the agent reconnects by itself",

@@ -4,7 +4,7 @@ Integers are unsigned. Bit strings are packed LSB first. docs/protocol.md is the
 """
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -258,10 +258,12 @@ class Allocated(Message, frozen=True):
     """The answer to an Allocate."""
 
     request: U64
-    outcome: Annotated[str, Meta(max_length=32)]  # see ALLOCATION_OUTCOMES
+    outcome: Literal["accepted", "refused", "not-settled"]
 
 
-ACCEPTED, REFUSED, NOT_SETTLED = "accepted", "refused", "not-settled"
+ACCEPTED: Final = "accepted"
+REFUSED: Final = "refused"
+NOT_SETTLED: Final = "not-settled"
 ALLOCATION_OUTCOMES = (ACCEPTED, REFUSED, NOT_SETTLED)
 
 

@@ -158,7 +158,7 @@ def test_provisioning_anew_quarantines_what_is_unsettled_and_replaces_all_pads(p
 def test_half_a_pad_is_not_provisioned_and_the_buffer_stays_the_askers(pair: Pair) -> None:
     material = SecretBuffer(40)
     with pytest.raises(LocalProtocolError, match="whole pads"):
-        pair.alice.call(ProvisionLink(link=LINK, role=ALICE, peer="b", material=material))
+        pair.alice.call(ProvisionLink(link=LINK, role=ALICE, peer="b", pair=b"pair", material=material))
     assert not material.released
 
 
