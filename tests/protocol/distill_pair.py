@@ -91,7 +91,7 @@ class DistillEnd(SessionEnd):
                     self.journal(commit.batch, key, self.sealed(commit), self.commits)
                 case fx.JournalReady(key=key, answer=answer):
                     self.ready.add(answer.batch)
-                    raw = self.sealed(answer, covered=self.commits[answer.batch])
+                    raw = self.sealed(answer)
                     self.journal(answer.batch, key, raw, self.answers)
                 case fx.Forget(batch=batch):
                     self.session.forget_batch(batch)
@@ -105,9 +105,9 @@ class DistillEnd(SessionEnd):
         self._todo.append(fx.Committed(batch))
         self.wire.append(raw)
 
-    def sealed(self, message: Message, covered: bytes = b"") -> bytes:
+    def sealed(self, message: Message) -> bytes:
         self.pool.grant(self.reserve(1))
-        return self.session.seal(message, covered=covered)
+        return self.session.seal(message)
 
     def take(self, raw: bytes) -> None:
         accepted = len(self.accepted)
@@ -151,12 +151,11 @@ class DistillEnd(SessionEnd):
             self.feed(fx.Tick(self.machine.now_ns))
         else:
             self.abandoned.add(commit.batch)
-            self.answers[commit.batch] = self.sealed(BatchAnswer(commit.batch, False), covered=frame.raw)
+            self.answers[commit.batch] = self.sealed(BatchAnswer(commit.batch, False))
             self.wire.append(self.answers[commit.batch])
 
     def take_answer(self, frame: codec.Frame, answer: BatchAnswer) -> None:
-        commit = self.commits.get(answer.batch)
-        if commit is None or not self.session.verifies(frame, covered=commit):
+        if answer.batch not in self.commits or not self.session.verifies(frame):
             self.refused.append(RemoteProtocolError("an answer that does not verify"))
             return
         (self.ready if answer.ready else self.abandoned).add(answer.batch)

@@ -221,13 +221,13 @@ class Session:
 
     # --- frames ----------------------------------------------------------------------------------------------------
 
-    def seal(self, message: Message, *, covered: bytes = b"") -> bytes:
+    def seal(self, message: Message) -> bytes:
         """The frame of an outgoing message, with what protects it. Tagged kinds take a granted pad."""
         kind = codec.kind_of(message)
         if self.state is not State.OPEN:
             raise LocalProtocolError(f"{type(message).__name__} before the session is open")
         if kind.protection in (Protection.TAG, Protection.SETTLING):
-            return self._tagged(message, self._pool.take(), covered=covered)
+            return self._tagged(message, self._pool.take())
         header, body = self._header(kind.code).pack(), codec.encode_body(message)
         if kind.protection is Protection.VAULT:
             return codec.join(header, body, mac=self._macs[self._role].digest(header, body))
@@ -242,7 +242,7 @@ class Session:
         if header.sender != self._theirs or header.receiver != self._ours:
             raise RemoteProtocolError(f"{_name(frame)} between other nodes")
 
-    def opened(self, frame: codec.Frame, *, covered: bytes = b"") -> None:
+    def opened(self, frame: codec.Frame) -> None:
         """Authenticate a frame of the running session, in order. Greetings and repeated commits take other ways."""
         header = frame.header
         if self.state not in (State.HELLO, State.OPEN, State.RESERVING) or header.session != self.session:
@@ -253,7 +253,7 @@ class Session:
                 raise RemoteProtocolError(f"{_name(frame)} with counter {header.counter} out of turn")
             if header.counter in self._finished and isinstance(frame.message, BatchClaim):
                 raise RemoteProtocolError(f"{_name(frame)} of Batch {frame.message.batch}, which is over here")
-            self._check_tag(frame, covered)
+            self._check_tag(frame)
             return
         if header.counter != self._receive_next:
             what = "repeated" if header.counter < self._receive_next else "after a gap"
@@ -265,7 +265,7 @@ class Session:
         if frame.kind.protection is Protection.VAULT:
             self._check_mac(frame)
         elif frame.trailer is not None:
-            self._check_tag(frame, covered)
+            self._check_tag(frame)
         self._receive_next += 1
         if frame.kind.protection is not Protection.VAULT and not isinstance(frame.message, Hello):
             self._transcribe(header.role, frame.message, header.pack(), frame.body)
@@ -274,11 +274,11 @@ class Session:
         """Whether messages before this one were lost, so that the session must begin anew."""
         return frame.header.session == self.session and frame.header.counter > self._receive_next
 
-    def verifies(self, frame: codec.Frame, *, covered: bytes) -> bool:
-        """Whether a settling tag of an earlier session, or a repeated one, is right; it moves no mark."""
+    def verifies(self, frame: codec.Frame) -> bool:
+        """Whether the tag of an answer is right, of whatever session and however often it comes; it moves no mark."""
         assert frame.trailer is not None
         try:
-            return equal(self._tag_of(frame, covered, frame.trailer.hash_key), frame.trailer.tag)
+            return equal(self._tag_of(frame, frame.trailer.hash_key), frame.trailer.tag)
         except AuthenticationError:
             return False
 
@@ -306,7 +306,7 @@ class Session:
         self._send_next += 1
         return header
 
-    def _tagged(self, message: Message, pad: PadAddress, *, covered: bytes = b"") -> bytes:
+    def _tagged(self, message: Message, pad: PadAddress) -> bytes:
         kind = codec.kind_of(message)
         if isinstance(message, SETTLING):
             number = message.batch.number
@@ -325,14 +325,13 @@ class Session:
                 addresses=addresses,
                 transcript=self._transcript_for(message, kind.protection),
                 tagger=self._role,
-                covered=covered,
             )
         self.tagged += 1
         if kind.protection is Protection.TAG and not isinstance(message, Hello):
             self._transcribe(self._role, message, header, body)
         return codec.join(header, body, codec.TagTrailer(hash_key, pad, tag))
 
-    def _tag_of(self, frame: codec.Frame, covered: bytes, hash_key: PadAddress) -> bytes:
+    def _tag_of(self, frame: codec.Frame, hash_key: PadAddress) -> bytes:
         assert frame.trailer is not None
         sender = frame.header.role
         with (
@@ -347,10 +346,9 @@ class Session:
                 addresses=frame.trailer.addresses(),
                 transcript=self._transcript_for(frame.message, frame.kind.protection),
                 tagger=sender,
-                covered=covered,
             )
 
-    def _check_tag(self, frame: codec.Frame, covered: bytes) -> None:
+    def _check_tag(self, frame: codec.Frame) -> None:
         trailer, sender = frame.trailer, frame.header.role
         assert trailer is not None
         first = isinstance(frame.message, Hello)
@@ -359,7 +357,7 @@ class Session:
             raise AuthenticationError(f"{_name(frame)} under another hash key than this session's")
         if not isinstance(frame.message, SETTLING) and not self._pool.is_fresh(trailer.pad):
             raise AuthenticationError(f"{_name(frame)} under a pad that was seen before or is not held: a replay")
-        if not equal(self._tag_of(frame, covered, trailer.hash_key), trailer.tag):
+        if not equal(self._tag_of(frame, trailer.hash_key), trailer.tag):
             raise AuthenticationError(f"the tag of {_name(frame)} from {self._peer!r} does not verify")
         self._pool.accept(trailer.pad)
         if first:

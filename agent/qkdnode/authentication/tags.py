@@ -25,18 +25,16 @@ def tag_message(
     addresses: bytes,
     transcript: Transcript | None = None,
     tagger: str = "",
-    covered: bytes = b"",
 ) -> bytes:
-    """16 bytes. `transcript` is hashed for a claim or a commit, `covered` (the commit's frame) for an answer."""
+    """16 bytes. `transcript` is hashed between header and body for a claim or a commit."""
     running = Polyval(hash_key)
     try:
         running.update(header)
         if transcript is not None:
             transcript.absorb_into(running, tagger)
-        running.update(covered)
         running.update(body)
         running.update(addresses)
-        running.update(LENGTHS.pack(len(body), len(covered)))
+        running.update(LENGTHS.pack(len(body), 0))
         return running.masked(pad)
     finally:
         running.close()

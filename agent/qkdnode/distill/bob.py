@@ -37,7 +37,7 @@ from qkdnode.distill.verification import (
     differing_frames,
 )
 from qkdnode.errors import RemoteProtocolError
-from qkdnode.ids import BOB
+from qkdnode.ids import BOB, BatchId
 from qkdnode.native.cascade import schedule
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.native.sifting import Listing, Sifted, apply_answer, list_detections
@@ -109,6 +109,7 @@ class Bob(Machine):
         self._qber = 0.0  # of the last verified Block
         self._bits_per_window = 0.0
         self._last_listed = -1
+        self._claimed: set[int] = set()
 
     def close(self) -> None:
         for _, listing in self._awaiting.values():
@@ -387,6 +388,7 @@ class Bob(Machine):
             return []
         batch.key = key
         batch.phase = Phase.CLAIMED
+        self._claimed.add(batch.number)
         tally = batch.tally
         return [
             Send(
@@ -402,6 +404,15 @@ class Bob(Machine):
                 )
             )
         ]
+
+    def has_claimed(self, batch: BatchId) -> bool:
+        """Whether Bob has sent a claim of this Batch in this session, so that Alice may be PENDING."""
+        return batch.session == self.session and batch.number in self._claimed
+
+    def is_journalling(self, batch: BatchId) -> bool:
+        """Whether the commit of this Batch is accepted and READY is on its way into the vault."""
+        held = self.batches.get(batch.number)
+        return held is not None and batch.session == self.session and held.phase is Phase.JOURNALLING
 
     def committed_by_peer(self, message: BatchCommit) -> Effects | None:
         """Alice is PENDING, and her settling tag has verified; None if Bob has lost the Batch and must say so."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, QkdnodeError, VaultError
-from qkdnode.ids import ALICE, Association, BatchId, KeyId
+from qkdnode.ids import ALICE, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.wire.messages import (
@@ -26,7 +26,6 @@ from qkdnode.wire.messages import (
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
-COMMITS_KEPT = 64
 
 
 class LocalSubscription(msgspec.Struct, frozen=True):
@@ -90,7 +89,6 @@ class Agreement:
         self._allocating = True
         self._goodbye_sent = False
         self.peer_drained = False
-        self.commits: dict[BatchId, bytes] = {}  # Bob: frames of commits that an answer's tag covers
 
     # --- told by others --------------------------------------------------------------------------------------------
 
@@ -113,8 +111,6 @@ class Agreement:
     def session_closed(self) -> None:
         """What the peer said of its applications no longer holds."""
         self._remote.clear()
-        while len(self.commits) > COMMITS_KEPT:
-            self.commits.pop(next(iter(self.commits)))
 
     def subscribed(self, subscription: LocalSubscription) -> None:
         """An application here came, went, or changed what it accepts."""
@@ -185,8 +181,6 @@ class Agreement:
             return
         for segment in await self._ask(ask.PeerReady(link=self._link.name, batches=message.ready)):
             self._link.add_segment(segment)
-        for batch in message.ready:
-            self.commits.pop(batch, None)
         self._link.send_soon(message)
         await self._link.measure_pool()
         self.stock_grew()

@@ -121,6 +121,7 @@ class Link:
         self._handling = False
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._pads_wanted = asyncio.Event()
+        self._peer_unsettled: set[BatchId] = set()  # Bob: what Alice's Hello says is PENDING
         self._unsettled: dict[BatchId, bytes] = {}  # Alice: PENDING, with the commit's exact bytes
         self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
         self._resent_ns = 0
@@ -379,6 +380,7 @@ class Link:
 
     def _opened(self, session: int, peer: Hello) -> None:
         self._machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
+        self._peer_unsettled = set(peer.unsettled)
         self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = "STARVED" if self.starved else "OPEN"
@@ -537,10 +539,8 @@ class Link:
             await asyncio.sleep(0.005)
         if self._session.state is not State.OPEN or self._session.session != batch.session:
             effect.key.release()
-            self.agreement.commits.pop(batch, None)
             return
-        covered = b"" if pending else self.agreement.commits.get(batch, b"")
-        raw = self._session.seal(message, covered=covered)
+        raw = self._session.seal(message)
         self._spent(1)
         record = self._record_of(batch, effect.facts)
         try:
@@ -555,7 +555,6 @@ class Link:
                 self._ready(record, settled.segment)
         except VaultError as error:
             effect.key.release()
-            self.agreement.commits.pop(batch, None)
             self._log.error("batch not journalled", batch=str(batch), reason=str(error))
             self._around.alarm(error.code, self.name, str(error))
             self._end_session(f"the vault did not journal Batch {batch}: {error}")
@@ -577,23 +576,26 @@ class Link:
             return
         if self._session.state is not State.OPEN:
             raise RemoteProtocolError(f"commit of Batch {message.batch} while no session is open")
-        effects: fx.Effects | None = None
-        if message.batch in self.agreement.commits:
+        machine = self._machine
+        if not isinstance(machine, Bob) or machine.is_journalling(message.batch):
             return
-        if isinstance(self._machine, Bob) and frame.header.session == self._session.session:
+        effects: fx.Effects | None = None
+        if frame.header.session == self._session.session:
             try:
                 self._session.opened(frame)
             except AuthenticationError as error:
                 self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {message.batch}: {error}")
             else:
                 self._note_seen()
-                effects = self._machine.committed_by_peer(message)
-        self.agreement.commits[message.batch] = frame.raw
+                effects = machine.committed_by_peer(message)
         if effects is not None:
             self._execute(effects)
             self._drain()
-        else:
+        elif message.batch in self._peer_unsettled or machine.has_claimed(message.batch):
             await self._answer_abandoned(message.batch)
+        else:
+            # Nobody who is authentic has spoken of this Batch: an answer would spend a pad for a stranger.
+            raise RemoteProtocolError(f"commit of Batch {message.batch}, which was never claimed here")
 
     async def _answer_abandoned(self, batch: BatchId) -> None:
         while not self._pool.granted and self._session.state is State.OPEN:
@@ -601,7 +603,7 @@ class Link:
             await asyncio.sleep(0.005)
         if self._session.state is not State.OPEN:
             return
-        raw = self._session.seal(BatchAnswer(batch, False), covered=self.agreement.commits[batch])
+        raw = self._session.seal(BatchAnswer(batch, False))
         self._spent(1)
         await self._around.ask(
             ask.StoreAbandoned(link=self.name, batch=batch, reason="not held when committed", answer=raw)
@@ -611,10 +613,9 @@ class Link:
 
     async def _on_answer(self, frame: codec.Frame, message: BatchAnswer) -> None:
         """Alice: Bob's word on a PENDING Batch. A bad answer changes nothing but an alarm."""
-        commit = self._unsettled.get(message.batch)
-        if commit is None:
+        if message.batch not in self._unsettled:
             return
-        if not self._session.verifies(frame, covered=commit):
+        if not self._session.verifies(frame):
             self._around.alarm("AUTH_FAILED", self.name, f"the answer to Batch {message.batch} does not verify")
             return
         settled = await self._around.ask(ask.SettlePending(link=self.name, batch=message.batch, ready=message.ready))
