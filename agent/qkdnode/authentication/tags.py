@@ -27,7 +27,7 @@ def tag_message(
     tagger: str = "",
     covered: bytes = b"",
 ) -> bytes:
-    """16 bytes. `transcript` is hashed for a claim or a commit, `covered` (the commit's frame) for an answer."""
+    """16 bytes. `transcript` is hashed for a claim or a commit, `covered` (the commit's frame) for a READY answer."""
     running = Polyval(hash_key)
     try:
         running.update(header)

@@ -117,6 +117,7 @@ class Link:
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._pads_wanted = asyncio.Event()
         self._unsettled: dict[BatchId, bytes] = {}  # Alice: PENDING, with the commit's exact bytes
+        self._peer_pending: frozenset[BatchId] = frozenset()  # Bob: what Alice's Hello names
         self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
         self._resent_ns = 0
         self._handshake_ns = 0
@@ -340,6 +341,7 @@ class Link:
 
     def _opened(self, session: int, peer: Hello) -> None:
         self._machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
+        self._peer_pending = frozenset(peer.unsettled)
         self._backoff_s = BACKOFF_FIRST_S
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = "STARVED" if self.starved else "OPEN"
@@ -511,30 +513,42 @@ class Link:
     # --- settling --------------------------------------------------------------------------------------------------
 
     async def _on_commit(self, frame: codec.Frame, message: BatchCommit) -> None:
-        """Bob: Alice is PENDING. Answer READY, ABANDONED, or again what was answered before."""
-        answer = await self._around.ask(ask.FindAnswer(link=self.name, batch=message.batch))
+        """Bob: Alice is PENDING. Answer READY, ABANDONED, or again what was answered before.
+
+        A commit whose tag can not be checked any more counts only for a Batch that was given up here or that Alice's
+        Hello names: nobody else can make Bob spend a pad.
+        """
+        batch = message.batch
+        answer = await self._around.ask(ask.FindAnswer(link=self.name, batch=batch))
         if answer is not None:
             await self._transmit(answer)
             return
-        if self._session.state is not State.OPEN:
-            raise RemoteProtocolError(f"commit of Batch {message.batch} while no session is open")
-        effects: fx.Effects | None = None
-        if message.batch in self.agreement.commits:
+        if self._session.state is not State.OPEN or not isinstance(self._machine, Bob):
+            raise RemoteProtocolError(f"commit of Batch {batch} while no session is open")
+        if batch in self.agreement.commits:
             return
-        if isinstance(self._machine, Bob) and frame.header.session == self._session.session:
+        effects: fx.Effects | None = None
+        if batch.session == self._session.session and batch.number in self._machine.batches:
             try:
                 self._session.opened(frame)
             except AuthenticationError as error:
-                self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {message.batch}: {error}")
-            else:
-                self._note_seen()
-                effects = self._machine.committed_by_peer(message)
-        self.agreement.commits[message.batch] = frame.raw
-        if effects is not None:
-            self._execute(effects)
-            self._drain()
-        else:
-            await self._answer_abandoned(message.batch)
+                # The genuine commit is sent again until it is answered.
+                self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {batch}: {error}")
+                return
+            self._note_seen()
+            effects = self._machine.committed_by_peer(message)
+        elif not self._may_be_pending(batch, self._machine):
+            raise RemoteProtocolError(f"commit of Batch {batch}, which is not known to be PENDING")
+        if effects is None:
+            await self._answer_abandoned(batch)
+            return
+        self.agreement.commits[batch] = frame.raw
+        self._execute(effects)
+        self._drain()
+
+    def _may_be_pending(self, batch: BatchId, machine: Bob) -> bool:
+        """Whether Alice can hold a Batch PENDING that Bob has not got."""
+        return batch.number < machine.gone if batch.session == self._session.session else batch in self._peer_pending
 
     async def _answer_abandoned(self, batch: BatchId) -> None:
         while not self._pool.granted and self._session.state is State.OPEN:
@@ -542,7 +556,7 @@ class Link:
             await asyncio.sleep(0.005)
         if self._session.state is not State.OPEN:
             return
-        raw = self._session.seal(BatchAnswer(batch, False), covered=self.agreement.commits[batch])
+        raw = self._session.seal(BatchAnswer(batch, False))
         self._spent(1)
         await self._around.ask(
             ask.StoreAbandoned(link=self.name, batch=batch, reason="not held when committed", answer=raw)
@@ -555,7 +569,8 @@ class Link:
         commit = self._unsettled.get(message.batch)
         if commit is None:
             return
-        if not self._session.verifies(frame, covered=commit):
+        # ABANDONED covers no commit: Bob may have had none whose tag he could check.
+        if not self._session.verifies(frame, covered=commit if message.ready else b""):
             self._around.alarm("AUTH_FAILED", self.name, f"the answer to Batch {message.batch} does not verify")
             return
         settled = await self._around.ask(ask.SettlePending(link=self.name, batch=message.batch, ready=message.ready))
