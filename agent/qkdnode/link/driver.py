@@ -227,7 +227,12 @@ class Link:
             if self._session.state is not State.OPEN or self._session.session != session:
                 self.statistics.discard("unsent")
                 continue
-            raw = self._session.seal(message)
+            try:
+                raw = self._session.seal(message)
+            except AuthenticationError:
+                # A claim whose Batch was given up while it waited: its transcript is gone.
+                self.statistics.discard("unsent")
+                continue
             if tagged:
                 self._spent(1)
             await self._transmit(raw)
