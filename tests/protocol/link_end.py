@@ -10,7 +10,7 @@ from qkdnode.ids import ALICE, BOB, BatchId
 from qkdnode.link.driver import Authentication, Link, Surroundings
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
-from qkdnode.wire.messages import Hello
+from qkdnode.wire.messages import Hello, Mark
 
 
 class LinkEnd:
@@ -20,6 +20,7 @@ class LinkEnd:
         self.end = end
         self.sent: list[bytes] = []
         self.alarms: list[str] = []
+        self.seen: list[Mark] = []
         self.answers: dict[BatchId, bytes] = {}
         self.link = Link(
             name="a-b",
@@ -71,6 +72,8 @@ class LinkEnd:
                 key.release()
                 self.answers[record.batch] = answer
                 return ask.SettledBatch(None)
+            case ask.NoteSeen(marks=marks):
+                self.seen.extend(marks)
             case ask.PadsLeft():
                 return 1000
         return None
