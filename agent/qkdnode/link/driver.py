@@ -23,7 +23,7 @@ from qkdnode.errors import (
     RemoteProtocolError,
     VaultError,
 )
-from qkdnode.ids import ALICE, BatchId
+from qkdnode.ids import ALICE, BatchId, PadAddress
 from qkdnode.link.agreement import Agreement
 from qkdnode.link.statistics import LinkStatistics
 from qkdnode.native.secret import SecretBuffer
@@ -298,7 +298,7 @@ class Link:
         else:
             self._session.opened(frame)
             if frame.trailer is not None:
-                self._note_seen()
+                self._note_seen(frame.trailer.pad)
             if isinstance(message, Hello):
                 await self._follow(self._session.hello(frame))
             elif isinstance(message, BatchClaim):
@@ -540,7 +540,8 @@ class Link:
                 # The genuine commit is sent again until it is answered.
                 self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {batch}: {error}")
                 return
-            self._note_seen()
+            assert frame.trailer is not None
+            self._note_seen(frame.trailer.pad)
             effects = self._machine.committed_by_peer(message)
         elif not self._may_be_pending(batch, self._machine):
             raise RemoteProtocolError(f"commit of Batch {batch}, which is not known to be PENDING")
@@ -640,9 +641,8 @@ class Link:
         if self._pool.granted < GRANT_BELOW:
             self._pads_wanted.set()
 
-    def _note_seen(self) -> None:
-        marks = tuple(mark for mark in self._pool.seen_marks() if mark.index)[:1]
-        self.spawn(self._note(marks))
+    def _note_seen(self, pad: PadAddress) -> None:
+        self.spawn(self._note((Mark(pad.segment, pad.index + 1),)))
 
     async def _note(self, marks: tuple[Mark, ...]) -> None:
         await self._around.ask(ask.NoteSeen(link=self.name, marks=marks))
