@@ -129,6 +129,12 @@ class DiskFullError(VaultError):
     code = "DISK_FULL"
 
 
+class VaultEntropyError(VaultError, NoEntropyError):
+    """The vault cannot seal for want of random numbers; nothing was changed."""
+
+    code = "NO_ENTROPY"
+
+
 class OutOfStockError(VaultError):
     """Not enough stock of the association's link to allocate."""
 

@@ -62,6 +62,8 @@ from qkdnode.wire.messages import (
 )
 
 QBER_FLOOR = 0.002  # what a schedule is made for when nothing was ever wrong
+DARK_EVENTS = 512  # with fewer detections a Window yields less key than the tag of its list costs
+PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 600.0  # between a Batch that failed and the next list
 DOUBLE_PATTERNS = (0b0011, 0b1100)  # both detectors of one basis
 
 
@@ -110,6 +112,8 @@ class Bob(Machine):
         self._bits_per_window = 0.0
         self._last_listed = -1
         self._claimed: set[int] = set()
+        self._pause_s = PAUSE_FIRST_S
+        self._resume_ns = 0
 
     def close(self) -> None:
         for _, listing in self._awaiting.values():
@@ -123,6 +127,10 @@ class Bob(Machine):
     def on_window(self, event: ReceiverWindowReady) -> Effects:
         if not self.listening:
             return [Discarded("stopping", windows=1)]
+        if self.now_ns < self._resume_ns:
+            return [Discarded("backing-off", windows=1)]
+        if event.slots.size < DARK_EVENTS:
+            return [Discarded("dark", windows=1)]
         if len(self._awaiting) >= self.settings.lists_in_flight:
             return [Discarded("peer-behind", windows=1)]
         if event.index <= self._last_listed:
@@ -425,11 +433,14 @@ class Bob(Machine):
         return [JournalReady(self.facts_of(batch), batch.key, BatchAnswer(message.batch, True))]
 
     def on_committed(self, event: Committed) -> Effects:
+        self._pause_s = PAUSE_FIRST_S
         return self.finish(self.batches[event.batch.number])
 
     def drop(self, batch: Batch, reason: str) -> Effects:
         if batch is self._current:
             self._current = None
+        self._resume_ns = self.now_ns + round(self._pause_s * 1e9)
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
         return super().drop(batch, reason)
 
     def job_failed(self, job: Any, error: Exception) -> Effects:

@@ -24,7 +24,7 @@ from qkdnode.errors import (
     RemoteProtocolError,
     VaultError,
 )
-from qkdnode.ids import ALICE, BatchId
+from qkdnode.ids import ALICE, BatchId, PadAddress
 from qkdnode.link.agreement import Agreement
 from qkdnode.link.statistics import LinkStatistics
 from qkdnode.native.secret import SecretBuffer
@@ -242,7 +242,12 @@ class Link:
             if self._session.state is not State.OPEN or self._session.session != session:
                 self.statistics.discard("unsent")
                 continue
-            raw = self._session.seal(message)
+            try:
+                raw = self._session.seal(message)
+            except AuthenticationError:
+                # A claim whose Batch was given up while it waited: its transcript is gone.
+                self.statistics.discard("unsent")
+                continue
             if tagged:
                 self._spent(1)
             await self._transmit(raw)
@@ -317,7 +322,7 @@ class Link:
         else:
             self._session.opened(frame)
             if frame.trailer is not None:
-                self._note_seen()
+                self._note_seen(frame.trailer.pad)
             if isinstance(message, Hello):
                 async with self._handshake:
                     await self._follow(self._session.hello(frame))
@@ -569,33 +574,39 @@ class Link:
     # --- settling --------------------------------------------------------------------------------------------------
 
     async def _on_commit(self, frame: codec.Frame, message: BatchCommit) -> None:
-        """Bob: Alice is PENDING. Answer READY, ABANDONED, or again what was answered before."""
-        answer = await self._around.ask(ask.FindAnswer(link=self.name, batch=message.batch))
+        """Bob: Alice is PENDING. Answer READY, ABANDONED, or again what was answered before.
+
+        A commit whose tag can not be checked any more counts only for a Batch that was given up here or that Alice's
+        Hello names: nobody else can make Bob spend a pad.
+        """
+        batch = message.batch
+        answer = await self._around.ask(ask.FindAnswer(link=self.name, batch=batch))
         if answer is not None:
             await self._transmit(answer)
             return
-        if self._session.state is not State.OPEN:
-            raise RemoteProtocolError(f"commit of Batch {message.batch} while no session is open")
         machine = self._machine
-        if not isinstance(machine, Bob) or machine.is_journalling(message.batch):
+        if self._session.state is not State.OPEN or not isinstance(machine, Bob):
+            raise RemoteProtocolError(f"commit of Batch {batch} while no session is open")
+        if machine.is_journalling(batch):
             return
         effects: fx.Effects | None = None
-        if frame.header.session == self._session.session:
+        if batch.session == self._session.session and batch.number in machine.batches:
             try:
                 self._session.opened(frame)
             except AuthenticationError as error:
-                self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {message.batch}: {error}")
-            else:
-                self._note_seen()
-                effects = machine.committed_by_peer(message)
-        if effects is not None:
-            self._execute(effects)
-            self._drain()
-        elif message.batch in self._peer_unsettled or machine.has_claimed(message.batch):
-            await self._answer_abandoned(message.batch)
-        else:
-            # Nobody who is authentic has spoken of this Batch: an answer would spend a pad for a stranger.
-            raise RemoteProtocolError(f"commit of Batch {message.batch}, which was never claimed here")
+                # The genuine commit is sent again until it is answered.
+                self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {batch}: {error}")
+                return
+            assert frame.trailer is not None
+            self._note_seen(frame.trailer.pad)
+            effects = machine.committed_by_peer(message)
+        elif batch not in self._peer_unsettled and not machine.has_claimed(batch):
+            raise RemoteProtocolError(f"commit of Batch {batch}, which is not known to be PENDING")
+        if effects is None:
+            await self._answer_abandoned(batch)
+            return
+        self._execute(effects)
+        self._drain()
 
     async def _answer_abandoned(self, batch: BatchId) -> None:
         while not self._pool.granted and self._session.state is State.OPEN:
@@ -681,9 +692,8 @@ class Link:
         if self._pool.granted < GRANT_BELOW:
             self._pads_wanted.set()
 
-    def _note_seen(self) -> None:
-        marks = tuple(mark for mark in self._pool.seen_marks() if mark.index)[:1]
-        self.spawn(self._note(marks))
+    def _note_seen(self, pad: PadAddress) -> None:
+        self.spawn(self._note((Mark(pad.segment, pad.index + 1),)))
 
     async def _note(self, marks: tuple[Mark, ...]) -> None:
         await self._around.ask(ask.NoteSeen(link=self.name, marks=marks))

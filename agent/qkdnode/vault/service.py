@@ -16,7 +16,15 @@ from typing import Any, Self
 import msgspec
 
 from qkdnode.audit.events import AnyEvent, NodeEvent
-from qkdnode.errors import DiskFullError, LocalProtocolError, VaultDamagedError, VaultError, VaultLockedError
+from qkdnode.errors import (
+    DiskFullError,
+    LocalProtocolError,
+    NoEntropyError,
+    VaultDamagedError,
+    VaultEntropyError,
+    VaultError,
+    VaultLockedError,
+)
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import allocations, batches, keys, links, log, outbox, schema, segments
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
@@ -234,6 +242,9 @@ class Vault:
             outcome = Outcome(error=LocalProtocolError(f"{type(request).__name__} repeats what must be new: {error}"))
         except sqlite3.Error:
             raise
+        except NoEntropyError as error:
+            self._undo(mark, "ROLLBACK TO request")
+            outcome = Outcome(error=VaultEntropyError(f"nothing can be sealed and nothing was changed: {error}"))
         except BaseException as error:
             self._undo(mark, "ROLLBACK TO request")
             outcome = Outcome(error=error)
