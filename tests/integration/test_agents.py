@@ -303,6 +303,18 @@ def test_a_damaged_key_is_set_aside_and_all_others_are_delivered(site: Site) -> 
     assert site.audit_is_valid("alice")
 
 
+def test_a_wrong_passphrase_is_named_in_one_line(site: Site) -> None:
+    site.node("solo")
+    agent = site.agent("solo")
+    agent.wait_for_event("started")
+    stop(agent)
+    site.passphrase("solo").write_text("another passphrase")
+    locked = site.agent("solo")
+    assert locked.wait() == 1
+    assert len(locked.words) == 1, locked.shown()
+    assert "the root key does not open vault" in locked.words[0]
+
+
 def test_a_disk_that_takes_no_more_is_alarmed_and_loses_nothing(site: Site) -> None:
     two_nodes(site)
     app_a, app_b = both_applications(site)
