@@ -57,8 +57,8 @@ class RootKey:
             raise VaultLockedError(f"the wrapped {purpose.decode()} of the vault is cut short: restore the vault file")
         key = SecretBuffer(size)
         try:
-            aead = AESGCM(memoryview(self._key))
-            aead.decrypt_into(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], purpose, memoryview(key))
+            # Unnamed: in a name it would live in the error's traceback, and the key could not be wiped.
+            AESGCM(memoryview(self._key)).decrypt_into(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], purpose, memoryview(key))
         except InvalidTag:
             key.release()
             raise VaultLockedError("this root key does not open the vault") from None
