@@ -166,6 +166,16 @@ def test_a_stop_leaves_nothing_undelivered_and_the_log_can_be_exported_before_an
     demand_equal_ends(site, app_a, app_b)
 
 
+def test_the_log_of_an_agent_that_has_just_started_verifies(site: Site) -> None:
+    site.node("solo")
+    agent = site.agent("solo")
+    agent.wait_for_event("started")
+    export = site.directory / "solo.export"
+    assert qkdnode("audit", "export", export, "--config", site.directory / "solo.toml").returncode == 0
+    verdict = qkdnode("audit", "verify", export, "--key", site.directory / "solo.public")
+    assert verdict.returncode == 0, verdict.stdout
+
+
 def test_a_node_with_two_links_makes_keys_on_both(site: Site) -> None:
     for name in ("left", "middle", "right"):
         site.node(name)
