@@ -166,6 +166,26 @@ def test_a_stop_leaves_nothing_undelivered_and_the_log_can_be_exported_before_an
     demand_equal_ends(site, app_a, app_b)
 
 
+def test_a_stop_does_not_wait_for_an_application_that_has_left(site: Site) -> None:
+    two_nodes(site)
+    site.pair_of_applications("line", {"alice": "gone-a", "bob": "gone-b"})
+    app_a, app_b = both_applications(site)
+    agents = start(site)
+    with (
+        subscription(site, "alice", "gone-a", "gone-b", "line") as gone_a,
+        subscription(site, "bob", "gone-b", "gone-a", "line") as gone_b,
+    ):
+        gone_a.next()
+        gone_b.next()
+    wait_for_keys(app_a, 1)
+    stop(*agents)
+    stop(app_a, app_b)
+    for agent in agents:
+        assert site.rows(agent.name, "SELECT DISTINCT application FROM keys WHERE state = 'ready'")
+        assert not [line for line in agent.lines if "not everything was delivered" in line["event"]], agent.shown()
+    assert keys(app_a) == keys(app_b)
+
+
 def test_the_log_of_an_agent_that_has_just_started_verifies(site: Site) -> None:
     site.node("solo")
     agent = site.agent("solo")
