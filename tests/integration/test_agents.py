@@ -361,6 +361,22 @@ def test_a_disk_that_takes_no_more_is_alarmed_and_loses_nothing(site: Site) -> N
     demand_equal_ends(site, app_a, app_b)
 
 
+def test_keys_flow_again_when_the_disk_takes_more(site: Site) -> None:
+    two_nodes(site)
+    app_a, app_b = both_applications(site)
+    alice, bob = start(site)
+    wait_for_keys(app_a, 1)
+    usual = fill_the_disk_of(alice)
+    for _ in range(4):
+        bob.wait_for_event("statistics", after=len(bob.lines))
+    resource.prlimit(alice.child.pid, resource.RLIMIT_FSIZE, usual)
+    for application in (app_a, app_b):
+        wait_for_keys(application, 200)
+    stop(alice, bob)
+    stop(app_a, app_b)
+    demand_equal_ends(site, app_a, app_b)
+
+
 def fill_the_disk_of(agent: Process) -> tuple[int, int]:
     """Let the agent write to no file, until it says so; the limit that it had."""
     usual = resource.prlimit(agent.child.pid, resource.RLIMIT_FSIZE)
