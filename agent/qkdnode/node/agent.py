@@ -189,9 +189,10 @@ class Agent:
             return True
         if any(not running.link.idle for running in self._links.values() if running.link.is_open):
             return False
+        if self._supply is not None and await self._supply.anything_waits():
+            return False
         status = await self.ask(ask.Status())
-        waiting = status.application_outbox if self._supply is not None and self._supply.subscriptions() else 0
-        return not waiting and not status.neighbour_outbox and not status.keys.get("allocated", 0)
+        return not status.neighbour_outbox and not status.keys.get("allocated", 0)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 

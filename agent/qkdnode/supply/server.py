@@ -173,7 +173,7 @@ class SupplyServer:
         """Wait until nothing waits for the applications that are connected; whether that came about in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while await self._anything_waits():
+                while await self.anything_waits():
                     self._moved.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._moved.wait(), 0.25)
@@ -395,7 +395,8 @@ class SupplyServer:
             self._moved.set()
         connection.settling = False
 
-    async def _anything_waits(self) -> bool:
+    async def anything_waits(self) -> bool:
+        """Whether a connected application has not acknowledged all its keys."""
         for state in self.subscriptions():
             after = 0
             while True:

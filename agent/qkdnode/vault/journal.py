@@ -18,6 +18,7 @@ from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.sealing import Sealing
 
 CHECKPOINT_LEAVES = 1000
+CHECKPOINT_NS = 60 * 10**9
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -28,6 +29,7 @@ class Mark(msgspec.Struct, frozen=True):
     frontier: Frontier
     topics: dict[str, int]
     checkpointed: int
+    checkpointed_ns: int
 
 
 class Journal:
@@ -51,7 +53,7 @@ class Journal:
         self._sign = sign
         self._frontier = Frontier()
         self._topics: dict[str, int] = {}
-        self._checkpointed = 0
+        self._checkpointed = self._checkpointed_ns = 0
         self._pending: list[str] = []
         self._pending_subjects: dict[str, int] = {}
         self._headed = 0  # size of the log under the stored head
@@ -102,11 +104,12 @@ class Journal:
 
     def mark(self) -> Mark:
         """Remember where the log stands."""
-        return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed)
+        return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed, self._checkpointed_ns)
 
     def rewind(self, mark: Mark) -> None:
         """Go back, as the transaction did. A mark serves once."""
-        self._frontier, self._topics, self._checkpointed = mark.frontier, mark.topics, mark.checkpointed
+        self._frontier, self._topics = mark.frontier, mark.topics
+        self._checkpointed, self._checkpointed_ns = mark.checkpointed, mark.checkpointed_ns
         self._headed = min(self._headed, mark.frontier.size)
         self._pending.clear()
         self._pending_subjects.clear()
@@ -125,9 +128,10 @@ class Journal:
         self._pending_subjects.clear()
 
     def write_head(self) -> None:
-        """Before each commit: the authenticated head of the log, and a checkpoint when enough leaves came."""
+        """Before each commit: the authenticated head of the log, and a checkpoint after enough leaves or time."""
         self.write()
-        if self._frontier.size - self._checkpointed >= CHECKPOINT_LEAVES:
+        due = self.uncheckpointed and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS
+        if due or self.uncheckpointed >= CHECKPOINT_LEAVES:
             self.checkpoint()
         if self._frontier.size != self._headed:
             head = self._frontier.encode()
@@ -146,7 +150,7 @@ class Journal:
             Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self._public_key, self._sign
         )
         self._connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
-        self._checkpointed = size
+        self._checkpointed, self._checkpointed_ns = size, self.now_ns
         return note
 
     @property
