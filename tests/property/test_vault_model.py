@@ -85,6 +85,7 @@ class Ends(RuleBasedStateMachine):
         self.applications: dict[KeyId, Association] = {}  # as Alice sees it
         self.keys: dict[KeyId, bytes] = {}
         self.accepted: set[bytes] = set()
+        self.outcomes: dict[tuple[str, int], str] = {}
         self.acknowledged: dict[str, set[KeyId]] = {ALICE: set(), BOB: set()}
         self.pads: dict[str, set[Any]] = {ALICE: set(), BOB: set()}
         for role in (ALICE, BOB):
@@ -239,6 +240,8 @@ class Ends(RuleBasedStateMachine):
                 self.sent.append((back, Received(tuple(batch.number for batch in batches))))
             case Allocate():
                 outcome = self.ask(role, AcceptAllocation(link=LINK, allocate=message))
+                answered = self.outcomes.setdefault((role, message.request), outcome)
+                assert outcome == answered, "a repeated request is answered otherwise"
                 if outcome == ACCEPTED:
                     self.accepted.update(message.key_ids[i : i + 16] for i in range(0, len(message.key_ids), 16))
                 self.sent.append((back, Allocated(message.request, outcome)))
@@ -322,7 +325,7 @@ class Ends(RuleBasedStateMachine):
 
 TestEnds = Ends.TestCase
 TestEnds.settings = settings(
-    max_examples=70,
+    max_examples=35,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
