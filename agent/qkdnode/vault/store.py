@@ -151,9 +151,9 @@ class Store:
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
         self.journal.write()
-        changed = [(name, n) for name, n in self._counts.items() if n]
-        self._counts.clear()
-        self.connection.executemany(_COUNT, changed)
+        if self._counts:
+            self.connection.executemany(_COUNT, list(self._counts.items()))
+            self._counts.clear()
 
     def forget(self) -> None:
         """Drop all that may have been rolled back."""
