@@ -4,7 +4,7 @@ A change that cannot be journalled does not happen. Leaves of one request are ga
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.sealing import Sealing
 
 CHECKPOINT_LEAVES = 1000
+SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -99,6 +100,18 @@ class Journal:
             return pending
         row = self._connection.execute(_NEWEST, (subject,)).fetchone()
         return None if row is None else row[0]
+
+    def newest_of(self, subjects: Sequence[str]) -> dict[str, int]:
+        """Position of the newest leaf about each of several subjects."""
+        newest: dict[str, int] = {}
+        for i in range(0, len(subjects), SUBJECTS_AT_ONCE):
+            page = subjects[i : i + SUBJECTS_AT_ONCE]
+            slots = ", ".join("?" * len(page))
+            statement = f"SELECT subject, max(position) FROM leaves WHERE subject IN ({slots}) GROUP BY subject"
+            newest.update(self._connection.execute(statement, page))
+        if self._pending_subjects:
+            newest.update((s, self._pending_subjects[s]) for s in subjects if s in self._pending_subjects)
+        return newest
 
     def mark(self) -> Mark:
         """Remember where the log stands."""
