@@ -3,6 +3,7 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from hmac import compare_digest
 from typing import Any, TypeVar
@@ -114,6 +115,8 @@ class Store:
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
+        with suppress(Aftermath):
+            return self.find(record, condition, *values)
         sound = []
         for row in self._rows(_statements(record).find + condition, values):
             try:
