@@ -162,11 +162,6 @@ class Journal:
         self._checkpointed = size
         return note
 
-    @property
-    def uncheckpointed(self) -> int:
-        """Leaves after the last checkpoint."""
-        return self._frontier.size - self._checkpointed
-
     def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
         """Events from a position on."""
         rows = self._connection.execute(
