@@ -14,7 +14,6 @@ from qkdnode.vault.records import (
     PENDING,
     READY,
     Batch,
-    Key,
     KnownAssociation,
     PeerRequest,
     pack_batch,
@@ -129,8 +128,10 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     if allocate is None or request.outcome == NOT_SETTLED:
         return ()
     ready = []
-    for key_id in _each(allocate.key_ids):
-        key = store.get(Key, key_id)
+    ids = _each(allocate.key_ids)
+    known = store.find_keys(ids)
+    for key_id in ids:
+        key = known.get(key_id)
         if key is None or key.state != ALLOCATED:
             continue
         if request.outcome == ACCEPTED:

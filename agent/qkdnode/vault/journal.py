@@ -4,7 +4,7 @@ A change that cannot be journalled does not happen. Leaves of one request are ga
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from qkdnode.vault.sealing import Sealing
 
 CHECKPOINT_LEAVES = 1000
 CHECKPOINT_NS = 60 * 10**9
+SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -102,6 +103,18 @@ class Journal:
         row = self._connection.execute(_NEWEST, (subject,)).fetchone()
         return None if row is None else row[0]
 
+    def newest_of(self, subjects: Sequence[str]) -> dict[str, int]:
+        """Position of the newest leaf about each of several subjects."""
+        newest: dict[str, int] = {}
+        for i in range(0, len(subjects), SUBJECTS_AT_ONCE):
+            page = subjects[i : i + SUBJECTS_AT_ONCE]
+            slots = ", ".join("?" * len(page))
+            statement = f"SELECT subject, max(position) FROM leaves WHERE subject IN ({slots}) GROUP BY subject"
+            newest.update(self._connection.execute(statement, page))
+        if self._pending_subjects:
+            newest.update((s, self._pending_subjects[s]) for s in subjects if s in self._pending_subjects)
+        return newest
+
     def mark(self) -> Mark:
         """Remember where the log stands."""
         return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed, self._checkpointed_ns)
@@ -130,8 +143,8 @@ class Journal:
     def write_head(self) -> None:
         """Before each commit: the authenticated head of the log, and a checkpoint after enough leaves or time."""
         self.write()
-        due = self.uncheckpointed and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS
-        if due or self.uncheckpointed >= CHECKPOINT_LEAVES:
+        unsigned = self._frontier.size - self._checkpointed
+        if unsigned >= CHECKPOINT_LEAVES or (unsigned and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS):
             self.checkpoint()
         if self._frontier.size != self._headed:
             head = self._frontier.encode()
@@ -152,11 +165,6 @@ class Journal:
         self._connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
         self._checkpointed, self._checkpointed_ns = size, self.now_ns
         return note
-
-    @property
-    def uncheckpointed(self) -> int:
-        """Leaves after the last checkpoint."""
-        return self._frontier.size - self._checkpointed
 
     def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
         """Events from a position on."""

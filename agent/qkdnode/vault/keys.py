@@ -127,7 +127,7 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
 
 def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     """OpenKey."""
-    key = _of_application(store, request.key_id, request.application)
+    key = _of_application(store.get(Key, request.key_id.bytes), request.key_id, request.application)
     if key.state != READY:
         raise VaultError(f"key {request.key_id} is {key.state}: only a ready key is opened")
     return store.unseal(key)
@@ -136,8 +136,9 @@ def open_key(store: Store, request: OpenKey) -> SecretBuffer:
 def keys_delivered(store: Store, request: KeysDelivered) -> int:
     """KeysDelivered."""
     new: dict[str, list[Key]] = {}
+    known = store.find_keys([key_id.bytes for key_id in request.key_ids])
     for key_id in request.key_ids:
-        key = _of_application(store, key_id, request.application)
+        key = _of_application(known.get(key_id.bytes), key_id, request.application)
         if key.state == DELIVERED:
             continue
         if key.state != READY:
@@ -153,6 +154,7 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
             sealed=None,
             wrapped=None,
         )
+        known[key.id] = key
         new.setdefault(key.link, []).append(key)
     for link, keys in new.items():
         for i in range(0, len(keys), MAX_NOTICE_KEYS):
@@ -165,8 +167,9 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
 def peer_delivered(store: Store, request: PeerDelivered) -> int:
     """PeerDelivered."""
     new = 0
+    known = store.find_keys([key_id.bytes for key_id in request.key_ids])
     for key_id in request.key_ids:
-        key = store.get(Key, key_id.bytes)
+        key = known.get(key_id.bytes)
         if key is None or key.link != request.link or key.delivered_remote_ns is not None:
             continue
         if key.state not in (ALLOCATED, READY, DELIVERED):
@@ -177,7 +180,9 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
             continue
         new += 1
         outstanding = int(key.outstanding and key.state != DELIVERED)
-        store.change(key, "key.delivered_remote", {}, delivered_remote_ns=store.now_ns, outstanding=outstanding)
+        known[key.id] = store.change(
+            key, "key.delivered_remote", {}, delivered_remote_ns=store.now_ns, outstanding=outstanding
+        )
     return new
 
 
@@ -192,8 +197,7 @@ def outstanding(store: Store, request: Outstanding) -> int:
     return int(count)
 
 
-def _of_application(store: Store, key_id: KeyId, application: str) -> Key:
-    key = store.get(Key, key_id.bytes)
+def _of_application(key: Key | None, key_id: KeyId, application: str) -> Key:
     if key is None:
         raise VaultError(f"the vault holds no usable key {key_id}")
     if key.application != application:

@@ -2,7 +2,8 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from hmac import compare_digest
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
+KEYS_AT_ONCE = 128
 _STATE = 1  # where a key's row has it
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
@@ -92,10 +94,29 @@ class Store:
 
     def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """All verified rows of a condition in SQL, ORDER BY and LIMIT included."""
-        return [self._verified(record, row) for row in self._rows(_statements(record).find + condition, values)]
+        rows = self._rows(_statements(record).find + condition, values)
+        found = [self._genuine(record, row) for row in rows]
+        subjects = [row.subject(self.sealing.pseudonym) for row in found]
+        named = [subject for subject in subjects if subject is not None]
+        newest = self.journal.newest_of(named) if named else {}
+        for row, subject in zip(found, subjects, strict=True):
+            if subject is not None and newest.get(subject) != row.leaf:  # type: ignore[attr-defined]
+                raise self._put_back(row)
+        return found
+
+    def find_keys(self, ids: Sequence[bytes]) -> dict[bytes, Key]:
+        """The verified keys among these ids that are in use."""
+        found: dict[bytes, Key] = {}
+        for i in range(0, len(ids), KEYS_AT_ONCE):
+            page = ids[i : i + KEYS_AT_ONCE]
+            keys = self.find(Key, f"id IN ({', '.join('?' * len(page))})", *page)
+            found.update((key.id, key) for key in keys)
+        return found
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
+        with suppress(Aftermath):
+            return self.find(record, condition, *values)
         sound = []
         for row in self._rows(_statements(record).find + condition, values):
             try:
@@ -151,9 +172,9 @@ class Store:
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
         self.journal.write()
-        changed = [(name, n) for name, n in self._counts.items() if n]
-        self._counts.clear()
-        self.connection.executemany(_COUNT, changed)
+        if self._counts:
+            self.connection.executemany(_COUNT, list(self._counts.items()))
+            self._counts.clear()
 
     def forget(self) -> None:
         """Drop all that may have been rolled back."""
@@ -189,6 +210,13 @@ class Store:
         return self.journal.record(kind, topic, happened, subject, details, outcome)
 
     def _verified(self, record: type[R], row: tuple[Any, ...]) -> R:
+        found = self._genuine(record, row)
+        subject = found.subject(self.sealing.pseudonym)
+        if subject is not None and self.journal.newest(subject) != found.leaf:  # type: ignore[attr-defined]
+            raise self._put_back(found)
+        return found
+
+    def _genuine(self, record: type[R], row: tuple[Any, ...]) -> R:
         values = row[:-1]
         try:
             genuine = compare_digest(self.sealing.mac(record.table, values), row[-1])
@@ -196,11 +224,10 @@ class Store:
             genuine = False
         if not genuine:
             raise self._damaged(record, _key_of(record, row), "fails its authentication", row[_STATE])
-        found = record(*values)
-        subject = found.subject(self.sealing.pseudonym)
-        if subject is not None and self.journal.newest(subject) != found.leaf:  # type: ignore[attr-defined]
-            raise self._damaged(record, _key_of(record, row), "is an old state put back", row[_STATE])
-        return found
+        return record(*values)
+
+    def _put_back(self, row: Record) -> Aftermath:
+        return self._damaged(type(row), self._key(row), "is an old state put back", getattr(row, "state", None))
 
     def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str, was: Any = None) -> Aftermath:
         shown = "/".join(self._shown(record, part) for part in key)
