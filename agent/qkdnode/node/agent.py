@@ -47,6 +47,7 @@ from qkdnode.node.parameters import agreed_parameters, module_difference
 from qkdnode.node.provision import load_pair
 from qkdnode.secrecy.entropy import binary_entropy
 from qkdnode.supply.server import SubscriptionState, SupplyServer
+from qkdnode.supply.throttle import Throttle
 from qkdnode.vault import requests as ask
 from qkdnode.vault.root import CredentialFile, PassphraseFile, RootSource
 from qkdnode.vault.service import Vault
@@ -96,6 +97,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._refusals = Throttle(burst=10, per_s=0.1)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -258,7 +260,7 @@ class Agent:
             peer=peer.name,
             peer_key=peer.curve,
             on_lost=lambda: holder[0].lost("the channel was lost") if holder else None,
-            on_refused=lambda reason: self._log.warning("handshake refused", link=section.name, reason=reason),
+            on_refused=lambda reason: self._refused(section.name, reason),
         )
         lanes = Lanes(section.name, self._loop)
         link = Link(
@@ -386,6 +388,12 @@ class Agent:
     def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so has the node
             self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _refused(self, link: str, reason: str) -> None:
+        """Any stranger can knock: log a few, count the others."""
+        left_out = self._refusals.take(link, time.monotonic())
+        if left_out is not None:
+            self._log.warning("handshake refused", link=link, reason=reason, left_out_before=left_out)
 
     def _on_device_alarm(self, alarm: DeviceAlarm) -> None:
         self._in_loop(self._take_device_alarm, alarm)
