@@ -73,6 +73,11 @@ class DistillEnd(SessionEnd):
             except RemoteProtocolError as error:
                 self.refused.append(error)
 
+    def say(self, message: Message) -> None:
+        super().say(message)
+        if isinstance(message, BatchClaim) and isinstance(self.machine, Bob):
+            self.machine.claim_sent(message.batch.number, self.wire[-1][-codec.TAG_BYTES :])
+
     def run(self, effects: fx.Effects) -> None:
         for effect in effects:
             match effect:

@@ -43,7 +43,7 @@ class LinkEnd:
             ),
             software="test",
         )
-        self.link._pool, self.link._session = end.pool, end.session
+        self.link.pool, self.link.session = end.pool, end.session
         end.pool.grant(end.reserve(16))
         self.peer_pending = peer_pending
 

@@ -53,6 +53,7 @@ class SessionEnd:
             peer=NAMES[peer],
             role=role,
             link="a-b",
+            pair=b"pair",
             parameters=parameters,
             pool=self.pool,
             software="test",

@@ -13,10 +13,10 @@ from qkdnode.wire.messages import Disclosure, Goodbye, SiftList
 
 async def sent_after(end: LinkEnd) -> None:
     end.open()
-    number = end.link._session.session
+    number = end.link.session.session
     nothing = Disclosure(0, 0, 0, 0, 0)
     end.link.send_soon(BatchClaim(BatchId(number, 0), 512, 0, (2, 0), (0, 0), (1, 0), (0, 0), nothing))
-    end.link._session.forget_batch(0)
+    end.link.session.forget_batch(0)
     end.link.send_soon(Goodbye(True))
     loop = asyncio.create_task(end.link._send_loop())
     while not end.sent and not loop.done():

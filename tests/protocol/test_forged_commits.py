@@ -39,12 +39,13 @@ def renamed(raw: bytes, batch: BatchId) -> bytes:
 async def taken(end: LinkEnd, *frames: bytes) -> None:
     end.open()
     if end.link.role == "bob":
-        machine = end.link._machine
+        machine = end.link.machine
         assert machine is not None
         batch = machine.batches[0] = Batch(0, 2, 0)
         machine.gone = 1
         batch.phase, batch.bits_out, batch.key = Phase.CLAIMED, 512, SecretBuffer(64)
         batch.ledger.close()
+        machine.claim_sent(0, bytes(16))
     for raw in frames:
         try:
             await end.link._take(raw)
@@ -81,7 +82,7 @@ def test_alice_believes_that_a_batch_is_abandoned_whoever_asked_for_the_answer()
     asyncio.run(taken(end, renamed(commit, EARLIER)))
     (answer,) = end.sent
     at_alice = LinkEnd(alice)
-    at_alice.link._unsettled[EARLIER] = b"the commit of the earlier session, which the attacker has not got"
+    at_alice.link.settlement.unsettled[EARLIER] = b"the commit of the earlier session, which the attacker has not got"
     asyncio.run(taken(at_alice, answer))
     assert not at_alice.alarms
-    assert not at_alice.link._unsettled
+    assert not at_alice.link.settlement.unsettled

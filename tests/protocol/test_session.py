@@ -152,7 +152,7 @@ def test_a_peer_with_another_configuration_is_refused_by_the_name_of_the_field()
     alice.begin()
     exchange(alice, bob)
     for end in (alice, bob):
-        assert end.session.state is State.FAILED
+        assert not end.open
         (failure,) = (effect for effect in end.effects if isinstance(effect, sessions.Failed))
         assert failure.code == "CONFIG"
         assert "`batch_bits`" in failure.reason
@@ -194,6 +194,18 @@ def test_greetings_for_another_link_or_node_are_refused() -> None:
         alice.take(codec.join(frame.header.pack(), codec.encode_body(msgspec.structs.replace(frame.message, **change))))
     assert len(alice.refused) == 3
     assert alice.session.state is State.IDLE
+
+
+def test_ends_of_different_pair_files_are_told_so_before_a_pad_is_spent() -> None:
+    alice, bob = SessionEnd(ALICE), SessionEnd(BOB)
+    bob.session._pair = b"another"
+    bob.begin()
+    exchange(alice, bob)
+    assert not alice.open
+    assert not alice.used
+    (failure,) = alice.effects
+    assert isinstance(failure, sessions.Failed)
+    assert "another pair file" in failure.reason
 
 
 def test_nothing_is_sealed_before_the_session_is_open() -> None:

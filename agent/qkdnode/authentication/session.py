@@ -39,7 +39,6 @@ class State(Enum):
     RESERVING = "both counters known, pads for our Hello being reserved"
     HELLO = "our Hello sent, the peer's awaited"
     OPEN = "both Hellos verified"
-    FAILED = "the ends differ, says an authentic Hello: an operator must act"
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -93,13 +92,22 @@ class Session:
     """
 
     def __init__(
-        self, *, node: str, peer: str, role: str, link: str, parameters: Parameters, pool: AuthKeyPool, software: str
+        self,
+        *,
+        node: str,
+        peer: str,
+        role: str,
+        link: str,
+        pair: bytes,
+        parameters: Parameters,
+        pool: AuthKeyPool,
+        software: str,
     ) -> None:
         self.state = State.IDLE
         self.session = 0
         self.tagged = 0
         self._node, self._peer, self._role, self._link = node, peer, role, link
-        self._parameters, self._pool, self._software = parameters, pool, software
+        self._pair, self._parameters, self._pool, self._software = pair, parameters, pool, software
         self._ours, self._theirs = short_digest(node), short_digest(peer)
         self._unsettled: tuple[BatchId, ...] = ()
         self._counter = self._peer_counter = 0
@@ -116,16 +124,12 @@ class Session:
     def begin(self, unsettled: tuple[BatchId, ...]) -> list[Effect]:
         """Start anew from this end, or again after a loss."""
         self._unsettled = unsettled
-        if self.state is State.FAILED:
-            return []
         self._forget()
         self.state = State.IDLE
         return [DrawCounter(0)]
 
     def counter_drawn(self, effect: DrawCounter, counter: int) -> list[Effect]:
         """The vault's next session counter: greet with it."""
-        if self.state is State.FAILED:
-            return []
         self._counter = counter
         effects: list[Effect] = [self._greet(effect.answer_to)]
         if effect.answer_to:
@@ -136,19 +140,17 @@ class Session:
 
     def greeted(self, greeting: Greeting) -> list[Effect]:
         """The peer's Greeting: it answers ours, or asks for an answer. It moves nothing of the pool."""
-        if self.state is State.FAILED:
-            return []
         if greeting.node != self._peer or greeting.link != self._link:
             raise RemoteProtocolError(
                 f"greeting from node {greeting.node!r} for link {greeting.link!r}; "
                 f"this is link {self._link!r} and its peer is {self._peer!r}"
             )
-        overtaken = self._pool.overtaken_by(greeting.seen)
-        if overtaken:
+        hopeless = self._hopeless(greeting)
+        if hopeless:
             # Not authentic: no session begins on this greeting, but the next one is heard.
             self._forget()
             self.state = State.IDLE
-            return [Failed("AUTH_FAILED", f"{overtaken}: an older vault was restored here; provision the pair anew")]
+            return [Failed("AUTH_FAILED", hopeless)]
         if greeting.counter <= 0:
             raise RemoteProtocolError("greeting with session counter 0")
         if greeting.answer_to:
@@ -164,6 +166,16 @@ class Session:
         self._forget()
         self.state = State.IDLE
         return [Reset("the peer began a new session"), DrawCounter(greeting.counter)]
+
+    def _hopeless(self, greeting: Greeting) -> str | None:
+        """Why no Hello can verify, or must not be sent, after this greeting."""
+        if greeting.pair != self._pair:
+            return (
+                f"link {self._link!r}: {self._peer!r} was provisioned from another pair file than this node; "
+                "bring both files of one `provision pair` to both nodes"
+            )
+        overtaken = self._pool.overtaken_by(greeting.seen)
+        return f"{overtaken}: an older vault was restored here; provision the pair anew" if overtaken else None
 
     def pads_reserved(self, addresses: tuple[PadAddress, ...]) -> list[Effect]:
         """Four consecutive pads of one segment, granted by the vault: say Hello."""
@@ -182,7 +194,7 @@ class Session:
         difference = self._difference(hello.parameters)
         if difference:
             self._forget()
-            self.state = State.FAILED
+            self.state = State.IDLE
             return [Failed("CONFIG", difference)]
         self._set_mac(other_role(self._role), hello.vault_key)
         self._peer_hello = hello
@@ -196,7 +208,13 @@ class Session:
 
     def _greet(self, answer_to: int) -> Send:
         greeting = Greeting(
-            self._node, self._link, self._counter, answer_to, self._pool.sending_marks(), self._pool.seen_marks()
+            self._node,
+            self._link,
+            self._pair,
+            self._counter,
+            answer_to,
+            self._pool.sending_marks(),
+            self._pool.seen_marks(),
         )
         header = codec.Header(self._ours, self._theirs, codec.kind_of(greeting).code, self._role, 0, 0)
         return Send(codec.join(header.pack(), codec.encode_body(greeting)))

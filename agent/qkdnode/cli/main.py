@@ -50,3 +50,10 @@ def main() -> None:
     except QkdnodeError as error:
         click.echo(f"qkdnode: {error}", err=True)
         sys.exit(error.exit_status)
+    except ExceptionGroup as errors:
+        known, others = errors.split(QkdnodeError)
+        if known is None or others is not None:
+            raise
+        for one in known.exceptions:
+            click.echo(f"qkdnode: {one}", err=True)
+        sys.exit(1)

@@ -97,6 +97,7 @@ class Machine:
         self.session = session
         self.now_ns = 0
         self.refill_bits = 0
+        self.may_list = True
         self.batches: dict[int, Batch] = {}
         self.gone = 0  # Batches below this number are over unless in `batches`
 
@@ -126,6 +127,7 @@ class Machine:
 
     def on_pool_level(self, event: PoolLevel) -> Effects:
         self.refill_bits = event.refill_bits
+        self.may_list = event.may_list
         return []
 
     def on_message(self, event: MessageReceived) -> Effects:

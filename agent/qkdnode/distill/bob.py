@@ -111,7 +111,7 @@ class Bob(Machine):
         self._qber = 0.0  # of the last verified Block
         self._bits_per_window = 0.0
         self._last_listed = -1
-        self._claimed: set[int] = set()
+        self._claimed: dict[int, bytes] = {}  # Batches of this session that Bob has claimed, and the claims' tags
         self._pause_s = PAUSE_FIRST_S
         self._resume_ns = 0
 
@@ -127,6 +127,8 @@ class Bob(Machine):
     def on_window(self, event: ReceiverWindowReady) -> Effects:
         if not self.listening:
             return [Discarded("stopping", windows=1)]
+        if not self.may_list:
+            return [Discarded("pads-kept-for-settling", windows=1)]
         if self.now_ns < self._resume_ns:
             return [Discarded("backing-off", windows=1)]
         if event.slots.size < DARK_EVENTS:
@@ -396,7 +398,7 @@ class Bob(Machine):
             return []
         batch.key = key
         batch.phase = Phase.CLAIMED
-        self._claimed.add(batch.number)
+        self._claimed[batch.number] = b""
         tally = batch.tally
         return [
             Send(
@@ -422,12 +424,17 @@ class Bob(Machine):
         held = self.batches.get(batch.number)
         return held is not None and batch.session == self.session and held.phase is Phase.JOURNALLING
 
+    def claim_sent(self, number: int, tag: bytes) -> None:
+        """The tag under which the claim of a Batch was sent: Alice's commit must repeat it."""
+        self._claimed[number] = tag
+
     def committed_by_peer(self, message: BatchCommit) -> Effects | None:
         """Alice is PENDING, and her settling tag has verified; None if Bob has lost the Batch and must say so."""
         batch = self.batches.get(message.batch.number)
         if batch is None or message.batch != self.batch_id(batch) or batch.phase is not Phase.CLAIMED:
             return None
-        if (message.bits_out, message.refill_bits) != (batch.bits_out, batch.refill_bits) or batch.key is None:
+        ours = (batch.bits_out, batch.refill_bits, self._claimed.get(batch.number))
+        if (message.bits_out, message.refill_bits, message.claim_tag) != ours or batch.key is None:
             return None
         batch.phase = Phase.JOURNALLING
         return [JournalReady(self.facts_of(batch), batch.key, BatchAnswer(message.batch, True))]

@@ -61,9 +61,10 @@ class Committed(Event, frozen=True):
 
 
 class PoolLevel(Event, frozen=True):
-    """Authentication key left for sending, in bits, here and the refill that this calls for."""
+    """What the authentication key that is left calls for: a refill, and whether Windows may still be listed."""
 
     refill_bits: int
+    may_list: bool = True
 
 
 class Tick(Event, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 
 from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, QkdnodeError, VaultError
 from qkdnode.ids import ALICE, Association, KeyId
-from qkdnode.native.secret import SecretBuffer
+from qkdnode.link.surroundings import Surroundings
 from qkdnode.vault import requests as ask
 from qkdnode.wire.messages import (
     ACCEPTED,
@@ -35,21 +35,6 @@ class LocalSubscription(msgspec.Struct, frozen=True):
     connected: bool
     size_bits: int
     credit: int
-
-
-class Surroundings(Protocol):
-    """What the agreement needs of the node."""
-
-    @property
-    def ask(self) -> Callable[[Any], Awaitable[Any]]: ...
-    @property
-    def draw(self) -> Callable[[int], SecretBuffer]: ...
-    @property
-    def alarm(self) -> Callable[[str, str, str], None]: ...
-    @property
-    def notify_supply(self) -> Callable[[str], None]: ...
-    @property
-    def monotonic_ns(self) -> Callable[[], int]: ...
 
 
 class Link(Protocol):

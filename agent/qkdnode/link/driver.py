@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -21,13 +21,15 @@ from qkdnode.errors import (
     EntropyShortError,
     NoEntropyError,
     PoolExhaustedError,
+    QkdnodeError,
     RemoteProtocolError,
     VaultError,
 )
-from qkdnode.ids import ALICE, BatchId, PadAddress
+from qkdnode.ids import ALICE
 from qkdnode.link.agreement import Agreement
+from qkdnode.link.settlement import Settlement
 from qkdnode.link.statistics import LinkStatistics
-from qkdnode.native.secret import SecretBuffer
+from qkdnode.link.surroundings import Surroundings
 from qkdnode.vault import requests as ask
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
@@ -40,7 +42,6 @@ from qkdnode.wire.messages import (
     Message,
     Parameters,
     Protection,
-    Settled,
 )
 
 TICK_S = 0.25
@@ -48,10 +49,11 @@ DRAW_AGAIN_S = 0.1
 DISCARD_LOG_S = 1.0
 GRANT_PADS = 16
 GRANT_BELOW = 6
-RESEND_PENDING_S = 5.0
 HANDSHAKE_S = 5.0
 RENEW_AFTER_S = 3600.0  # the vault keys are drawn anew every hour
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 300.0
+LINK_DOWN_S = 60.0
+PADS_KEPT = 64  # for Hellos and the settling of every Batch in flight: below it no Window is listed
 FAILED_PAUSE_S = 300.0  # a peer that is asked again and again spends the pads of a Hello each time
 PAD_BITS = 8 * PAD_BYTES
 
@@ -69,18 +71,6 @@ class Lanes(Protocol):
     """What the driver needs of the workers."""
 
     def submit(self, job: Any, long: bool, done: Callable[[Any, Any], None]) -> None: ...
-
-
-class Surroundings(msgspec.Struct, frozen=True):
-    """What the node gives a link: callables, no adapters' types."""
-
-    ask: Callable[[Any], Awaitable[Any]]  # the vault
-    draw: Callable[[int], SecretBuffer]  # the entropy pool
-    alarm: Callable[[str, str, str], None]  # code, subject, detail
-    record: Callable[[str, str, dict[str, Any]], None]  # kind, subject, details: an audit leaf
-    notify_supply: Callable[[str], None]  # an application's outbox may have grown
-    monotonic_ns: Callable[[], int]
-    log: Any
 
 
 class Authentication(msgspec.Struct, frozen=True):
@@ -113,18 +103,14 @@ class Link:
         self._settings, self._authentication, self._devices = settings, authentication, devices
         self._channel, self._lanes, self._around, self._software = channel, lanes, around, software
         self._log = around.log.bind(link=name)
-        self._pool = AuthKeyPool(role)
-        self._session: Session
-        self._machine: Alice | Bob | None = None
+        self.pool = AuthKeyPool(role)
+        self.session: Session
+        self.machine: Alice | Bob | None = None
         self._events: deque[fx.Event] = deque()
         self._draws: deque[fx.Draw] = deque()
         self._handling = False
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._pads_wanted = asyncio.Event()
-        self._peer_unsettled: set[BatchId] = set()  # Bob: what Alice's Hello says is PENDING
-        self._unsettled: dict[BatchId, bytes] = {}  # Alice: PENDING, with the commit's exact bytes
-        self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
-        self._resent_ns = 0
         self._handshake_ns = 0
         self._opened_ns = 0
         self._discard_logged_ns = 0
@@ -134,8 +120,12 @@ class Link:
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshake = asyncio.Lock()
+        self._fault: Exception | None = None
+        self._faulted = asyncio.Event()
+        self._up_ns = around.monotonic_ns()
         self._ended = 0  # sessions ended: what waited across an end is stale
         self.agreement = Agreement(self)
+        self.settlement = Settlement(self, devices, self._log)
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -144,14 +134,15 @@ class Link:
         state = await self._around.ask(ask.OpenLink(link=self.name, role=self.role, peer=self.peer))
         for segment in state.segments:
             self.add_segment(segment)
-        self._unsettled = {batch.batch: batch.commit for batch in state.unsettled}
-        self._session = Session(
+        self.settlement.unsettled.update((batch.batch, batch.commit) for batch in state.unsettled)
+        self.session = Session(
             node=self.node,
             peer=self.peer,
             role=self.role,
             link=self.name,
+            pair=state.pair,
             parameters=self._settings.agreed,
-            pool=self._pool,
+            pool=self.pool,
             software=self._software,
         )
         await self.measure_pool()
@@ -159,23 +150,24 @@ class Link:
     async def run(self) -> None:
         """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self._receive_loop, self._send_loop, self._tick_loop, self._pad_loop, self.agreement.run):
+            loops = (self._receive_loop, self._send_loop, self._tick_loop, self._pad_loop, self._fault_loop)
+            for loop in (*loops, self.agreement.run):
                 group.create_task(loop(), name=f"{self.name} {loop.__name__}")
 
     def window(self, event: fx.TransmitterWindowReady | fx.ReceiverWindowReady) -> None:
         """A Window from the module (call in the loop)."""
-        if self._machine is None or (self._stopping and self.role != ALICE):
+        if self.machine is None or (self._stopping and self.role != ALICE):
             if isinstance(event, fx.TransmitterWindowReady):
                 event.choices.discard()
             self.statistics.discard("no-session")
             return
-        self._feed(event)
+        self.feed(event)
 
     def stop_distilling(self) -> None:
         """List no more Windows and make no new Batch; what is claimed is settled."""
         self._stopping = True
-        if isinstance(self._machine, Bob):
-            self._execute(self._machine.stop())
+        if isinstance(self.machine, Bob):
+            self.run_effects(self.machine.stop())
 
     def lost(self, reason: str) -> None:
         """The channel is down: what is in flight is dropped."""
@@ -184,7 +176,7 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether a session is open."""
-        return self._machine is not None
+        return self.machine is not None
 
     @property
     def starved(self) -> bool:
@@ -194,7 +186,7 @@ class Link:
     @property
     def idle(self) -> bool:
         """Whether no Batch is in flight and none waits to be settled."""
-        return (self._machine is None or not self._machine.batches) and not self._unsettled
+        return (self.machine is None or not self.machine.batches) and not self.settlement.unsettled
 
     def send_soon(self, message: Message) -> None:
         """Queue a message for the session's order."""
@@ -205,8 +197,8 @@ class Link:
         for task in self._tasks:
             task.cancel()
         self._end_session("closing")
-        self._session.close()
-        self._pool.close()
+        self.session.close()
+        self.pool.close()
 
     # --- loops -----------------------------------------------------------------------------------------------------
 
@@ -222,6 +214,9 @@ class Link:
             except VaultError as error:
                 # Nothing was journalled, so nothing was answered: the peer asks again.
                 self._around.alarm(error.code, self.name, str(error))
+            except QkdnodeError as error:
+                self._around.alarm(error.code, self.name, str(error))
+                self.give_up(str(error))
 
     def _discarded(self, error: RemoteProtocolError) -> None:
         """Count every message that broke a rule, and log one a second at most: a stranger must not fill the disk."""
@@ -235,24 +230,24 @@ class Link:
         while True:
             message = await self._outgoing.get()
             tagged = codec.kind_of(message).protection in (Protection.TAG, Protection.SETTLING)
-            session = self._session.session
-            while tagged and self._session.state is State.OPEN and not self._pool.granted:
-                self._pads_wanted.set()
-                await asyncio.sleep(0.005)
-            if self._session.state is not State.OPEN or self._session.session != session:
+            session = self.session.session
+            if self.session.state is not State.OPEN or (tagged and not await self.settlement.pad_granted(session)):
                 self.statistics.discard("unsent")
                 continue
             try:
-                raw = self._session.seal(message)
+                raw = self.session.seal(message)
             except AuthenticationError:
                 # A claim whose Batch was given up while it waited: its transcript is gone.
                 self.statistics.discard("unsent")
                 continue
             if tagged:
-                self._spent(1)
-            await self._transmit(raw)
+                self.spent(1)
+            if isinstance(message, BatchClaim) and isinstance(self.machine, Bob):
+                self.machine.claim_sent(message.batch.number, raw[-codec.TAG_BYTES :])
+            await self.transmit(raw)
 
-    async def _transmit(self, raw: bytes) -> None:
+    async def transmit(self, raw: bytes) -> None:
+        """Hand a frame to the channel; the session ends if it cannot be sent."""
         try:
             await self._channel.send(raw)
         except ChannelError as error:
@@ -262,30 +257,43 @@ class Link:
         while True:
             await self._pads_wanted.wait()
             self._pads_wanted.clear()
-            if self._pool.granted >= GRANT_BELOW or self._machine is None:
+            if self.pool.granted >= GRANT_BELOW or self.machine is None:
                 continue
             try:
                 await self._reserve(GRANT_PADS)
             except PoolExhaustedError as error:
                 self._around.alarm("AUTH_STARVED", self.name, str(error))
-                self._end_session("no authentication key left")
-                self._back_off()
+                self.give_up("no authentication key left")
             except VaultError as error:
-                self._end_session(str(error))
-                self._back_off()
+                self.give_up(str(error))
 
     async def _tick_loop(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             now = self._around.monotonic_ns()
-            if self._machine is not None:
-                self._feed(fx.Tick(now))
-                if self._session.needs_renewal or now - self._opened_ns > RENEW_AFTER_S * 1e9:
+            if self.machine is not None:
+                self.feed(fx.Tick(now))
+                if self.session.needs_renewal or now - self._opened_ns > RENEW_AFTER_S * 1e9:
                     self._end_session("the session's keys have served their time")
-                if self._unsettled and now - self._resent_ns > RESEND_PENDING_S * 1e9:
-                    await self._resend_pending()
-            elif self._may_greet(now):
-                await self._greet(now)
+                await self.settlement.resend_due(now)
+                self._up_ns = now
+            else:
+                self._watch_for_silence(now)
+                if self._may_greet(now):
+                    await self._greet(now)
+
+    def _watch_for_silence(self, now_ns: int) -> None:
+        """A link that stays down is an alarm, with why as far as this end can tell."""
+        if now_ns - self._up_ns < LINK_DOWN_S * 1e9:
+            return
+        self._up_ns = now_ns
+        if not self._channel.connected:
+            why = f"{self.peer!r} is not connected"
+        elif now_ns < self._next_attempt_ns:
+            why = f"the next attempt is in {(self._next_attempt_ns - now_ns) / 1e9:.0f} s"
+        else:
+            why = f"{self.peer!r} does not answer the handshake"
+        self._around.alarm("LINK_DOWN", self.name, f"no session for {LINK_DOWN_S:.0f} s: {why}")
 
     async def _greet(self, now_ns: int) -> None:
         """Begin a session. What follows before a Batch is READY waits longer each time, so that nobody can make this
@@ -294,58 +302,59 @@ class Link:
         self._back_off()
         try:
             async with self._handshake:
-                await self._follow(self._session.begin(tuple(self._unsettled)))
+                await self._follow(self.session.begin(tuple(self.settlement.unsettled)))
         except VaultError as error:
             self._around.alarm(error.code, self.name, str(error))
 
     def _may_greet(self, now_ns: int) -> bool:
         """Whether to begin a session: connected, not held back, and no handshake under way that may still succeed."""
-        if not self._channel.connected or now_ns < self._next_attempt_ns or self._session.state is State.FAILED:
+        if not self._channel.connected or now_ns < self._next_attempt_ns:
             return False
-        return self._session.state is State.IDLE or now_ns - self._handshake_ns > HANDSHAKE_S * 1e9
+        return self.session.state is State.IDLE or now_ns - self._handshake_ns > HANDSHAKE_S * 1e9
 
     # --- frames ----------------------------------------------------------------------------------------------------
 
     async def _take(self, raw: bytes) -> None:
         frame = codec.decode(raw)
-        self._session.addressed(frame)
+        self.session.addressed(frame)
         message = frame.message
         if isinstance(message, Greeting):
             await self._greeted(message)
         elif isinstance(message, BatchCommit):
-            await self._on_commit(frame, message)
+            await self.settlement.commit_received(frame, message)
         elif isinstance(message, BatchAnswer):
-            await self._on_answer(frame, message)
-        elif self._session.is_gap(frame):
+            settled = await self.settlement.answer_received(frame, message)
+            if settled is not None:
+                self.send_soon(settled)
+                self.agreement.stock_grew()
+        elif self.session.is_gap(frame):
             self._end_session(f"messages before {type(message).__name__} were lost")
             raise RemoteProtocolError(f"{type(message).__name__} after a gap: the session begins anew")
         else:
-            self._session.opened(frame)
-            if frame.trailer is not None:
-                self._note_seen(frame.trailer.pad)
+            self.session.opened(frame)
+            self.note_seen(frame)
             if isinstance(message, Hello):
                 async with self._handshake:
-                    await self._follow(self._session.hello(frame))
+                    await self._follow(self.session.hello(frame))
             elif isinstance(message, BatchClaim):
-                assert isinstance(self._machine, Alice)
+                assert isinstance(self.machine, Alice)
                 assert frame.trailer is not None
-                self._execute(self._machine.claimed(message, frame.trailer.tag))
-                self._drain()
+                self.run_effects(self.machine.claimed(message, frame.trailer.tag))
             elif frame.kind.protection is Protection.VAULT:
                 self.agreement.take(message)
             else:
-                self._feed(fx.MessageReceived(message))
+                self.feed(fx.MessageReceived(message))
 
     async def _greeted(self, message: Greeting) -> None:
         """An untagged greeting may make this end spend the pads of a Hello: one that asks must wait for its turn."""
         now = self._around.monotonic_ns()
-        asks = not message.answer_to and self._session.state is not State.GREETING
+        asks = not message.answer_to and self.session.state is not State.GREETING
         if asks and now < self._next_attempt_ns:
             raise RemoteProtocolError("a greeting before the back-off is over")
         if asks:
             self._back_off()
         async with self._handshake:
-            await self._follow(self._session.greeted(message))
+            await self._follow(self.session.greeted(message))
 
     async def _follow(self, effects: list[sessions.Effect]) -> None:
         """Run the session's effects; what they yield goes back into it, unless the session has ended meanwhile."""
@@ -354,12 +363,12 @@ class Link:
             effect = todo.popleft()
             match effect:
                 case sessions.Send(raw=raw):
-                    await self._transmit(raw)
+                    await self.transmit(raw)
                 case sessions.DrawCounter():
                     self._handshake_ns = self._around.monotonic_ns()
                     counter = await self._around.ask(ask.NextSession(link=self.name))
                     if ended == self._ended:
-                        todo.extend(self._session.counter_drawn(effect, counter))
+                        todo.extend(self.session.counter_drawn(effect, counter))
                 case sessions.ReservePads(count=count):
                     try:
                         pads = await self._around.ask(ask.ReservePads(link=self.name, count=count, contiguous=True))
@@ -367,11 +376,11 @@ class Link:
                         self._around.alarm("AUTH_STARVED", self.name, str(error))
                         self._end_session("no authentication key left for a Hello")
                         return
-                    self._spent(len(pads))
+                    self.spent(len(pads))
                     for pad in pads:
-                        self._pool.reserved(pad)
+                        self.pool.reserved(pad)
                     if ended == self._ended:
-                        todo.extend(self._session.pads_reserved(pads))
+                        todo.extend(self.session.pads_reserved(pads))
                 case sessions.Opened(session=session, peer=peer):
                     self._opened(session, peer)
                 case sessions.Reset(reason=reason):
@@ -384,26 +393,25 @@ class Link:
                     self._around.alarm(code, self.name, reason)
 
     def _opened(self, session: int, peer: Hello) -> None:
-        self._machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
-        self._peer_unsettled = set(peer.unsettled)
+        self.machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
         self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = "STARVED" if self.starved else "OPEN"
         self._log.info("session open", session=f"{session:016x}", peer=self.peer, software=peer.software)
         self._around.record("link.opened", self.name, {"session": f"{session:016x}", "peer": self.peer})
         self._pads_wanted.set()
-        self._feed(fx.Tick(self._around.monotonic_ns()))
-        self._resent_ns = 0
+        self.feed(fx.Tick(self._around.monotonic_ns()))
+        self.settlement.session_opened(peer.unsettled)
         self.agreement.session_opened()
 
     def _end_session(self, reason: str, keep_session: bool = False) -> None:
         self._ended += 1
-        if self._machine is not None:
-            for batch in self._machine.batches.values():
+        if self.machine is not None:
+            for batch in self.machine.batches.values():
                 self.statistics.discard("connection-lost", 1)
                 self._log.warning("batch dropped", batch=batch.number, reason=reason)
-            self._machine.close()
-            self._machine = None
+            self.machine.close()
+            self.machine = None
             self._events.clear()
             self._draws.clear()
             self._around.record("link.closed", self.name, {"reason": reason})
@@ -411,8 +419,8 @@ class Link:
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
         self.agreement.session_closed()
-        if not keep_session and self._session.state is not State.FAILED:
-            self._session.close()
+        if not keep_session:
+            self.session.close()
         if self.statistics.state != "FAILED":
             self.statistics.state = "DOWN"
 
@@ -431,7 +439,8 @@ class Link:
 
     # --- the machine -----------------------------------------------------------------------------------------------
 
-    def _feed(self, event: fx.Event) -> None:
+    def feed(self, event: fx.Event) -> None:
+        """Give the machine an event, and run what it asks for."""
         self._events.append(event)
         self._drain()
 
@@ -440,16 +449,25 @@ class Link:
             return
         self._handling = True
         try:
-            while self._events and self._machine is not None:
+            while self._events and self.machine is not None:
                 event = self._events.popleft()
                 try:
-                    effects = self._machine.handle(event)
+                    effects = self.machine.handle(event)
+                    self._execute(effects)
                 except RemoteProtocolError as error:
                     self._discarded(error)
-                    continue
-                self._execute(effects)
+                except QkdnodeError as error:
+                    self._around.alarm("PROTOCOL", self.name, str(error))
+                    self.give_up(str(error))
+                except Exception as error:
+                    self._fail(error)
         finally:
             self._handling = False
+
+    def run_effects(self, effects: fx.Effects) -> None:
+        """Run effects that a machine returned outside its events, and what follows from them."""
+        self._execute(effects)
+        self._drain()
 
     def _execute(self, effects: fx.Effects) -> None:
         for effect in effects:
@@ -459,11 +477,11 @@ class Link:
         self._outgoing.put_nowait(effect.message)
 
     def _do_work(self, effect: fx.Work) -> None:
-        machine = self._machine
+        machine = self.machine
 
         def done(job: Any, result: Any) -> None:
-            if self._machine is machine and machine is not None:
-                self._feed(fx.Done(job, result))
+            if self.machine is machine and machine is not None:
+                self.feed(fx.Done(job, result))
 
         if isinstance(effect.job, StepJob):
             # A round takes less than the way to a thread and back.
@@ -486,18 +504,17 @@ class Link:
             try:
                 random = self._around.draw(self._draws[0].size)
             except EntropyShortError:
-                asyncio.get_running_loop().call_later(DRAW_AGAIN_S, self._draw_again, self._machine)
+                asyncio.get_running_loop().call_later(DRAW_AGAIN_S, self._draw_again, self.machine)
                 return
             except NoEntropyError as error:
                 self._around.alarm("NO_ENTROPY", self.name, str(error))
-                self._end_session(f"NO_ENTROPY: {error}")
+                self.give_up(f"NO_ENTROPY: {error}")
                 self.statistics.state = "NO_ENTROPY"
-                self._back_off()
                 return
             self._events.append(fx.Drawn(self._draws.popleft().purpose, random))
 
     def _draw_again(self, machine: Alice | Bob | None) -> None:
-        if self._machine is machine and machine is not None:
+        if self.machine is machine and machine is not None:
             self._draw_next()
             self._drain()
 
@@ -529,117 +546,15 @@ class Link:
         counts.opened_frames += effect.opened_frames
 
     def _do_forget(self, effect: fx.Forget) -> None:
-        self._session.forget_batch(effect.batch)
+        self.session.forget_batch(effect.batch)
 
     def _do_journal(self, effect: fx.JournalPending | fx.JournalReady) -> None:
-        self.spawn(self._journal(effect))
+        self.spawn(self.settlement.journal(effect))
 
-    async def _journal(self, effect: fx.JournalPending | fx.JournalReady) -> None:
-        """Journal before send: the exact bytes stand in the vault before the channel has them."""
-        pending = isinstance(effect, fx.JournalPending)
-        message = effect.commit if isinstance(effect, fx.JournalPending) else effect.answer
-        batch = message.batch
-        while not self._pool.granted and self._session.state is State.OPEN:
-            self._pads_wanted.set()
-            await asyncio.sleep(0.005)
-        if self._session.state is not State.OPEN or self._session.session != batch.session:
-            effect.key.release()
-            return
-        raw = self._session.seal(message)
-        self._spent(1)
-        record = self._record_of(batch, effect.facts)
-        try:
-            if pending:
-                await self._around.ask(ask.StorePending(link=self.name, record=record, key=effect.key, commit=raw))
-                self._unsettled[batch] = raw
-                self._records[batch] = record
-            else:
-                settled = await self._around.ask(
-                    ask.StoreReady(link=self.name, record=record, key=effect.key, answer=raw)
-                )
-                self._ready(record, settled.segment)
-        except VaultError as error:
-            effect.key.release()
-            self._log.error("batch not journalled", batch=str(batch), reason=str(error))
-            self._around.alarm(error.code, self.name, str(error))
-            self._end_session(f"the vault did not journal Batch {batch}: {error}")
-            self._back_off()
-            return
-        if self._machine is not None and self._session.session == batch.session:
-            self._session.forget_batch(batch.number)
-            self._feed(fx.Committed(batch))
-        self._resent_ns = self._around.monotonic_ns()
-        await self._transmit(raw)
+    # --- batches and authentication key ----------------------------------------------------------------------------
 
-    # --- settling --------------------------------------------------------------------------------------------------
-
-    async def _on_commit(self, frame: codec.Frame, message: BatchCommit) -> None:
-        """Bob: Alice is PENDING. Answer READY, ABANDONED, or again what was answered before.
-
-        A commit whose tag can not be checked any more counts only for a Batch that was given up here or that Alice's
-        Hello names: nobody else can make Bob spend a pad.
-        """
-        batch = message.batch
-        answer = await self._around.ask(ask.FindAnswer(link=self.name, batch=batch))
-        if answer is not None:
-            await self._transmit(answer)
-            return
-        machine = self._machine
-        if self._session.state is not State.OPEN or not isinstance(machine, Bob):
-            raise RemoteProtocolError(f"commit of Batch {batch} while no session is open")
-        if machine.is_journalling(batch):
-            return
-        effects: fx.Effects | None = None
-        if batch.session == self._session.session and batch.number in machine.batches:
-            try:
-                self._session.opened(frame)
-            except AuthenticationError as error:
-                # The genuine commit is sent again until it is answered.
-                self._around.alarm("AUTH_FAILED", self.name, f"commit of Batch {batch}: {error}")
-                return
-            assert frame.trailer is not None
-            self._note_seen(frame.trailer.pad)
-            effects = machine.committed_by_peer(message)
-        elif batch not in self._peer_unsettled and not machine.has_claimed(batch):
-            raise RemoteProtocolError(f"commit of Batch {batch}, which is not known to be PENDING")
-        if effects is None:
-            await self._answer_abandoned(batch)
-            return
-        self._execute(effects)
-        self._drain()
-
-    async def _answer_abandoned(self, batch: BatchId) -> None:
-        while not self._pool.granted and self._session.state is State.OPEN:
-            self._pads_wanted.set()
-            await asyncio.sleep(0.005)
-        if self._session.state is not State.OPEN:
-            return
-        raw = self._session.seal(BatchAnswer(batch, False))
-        self._spent(1)
-        await self._around.ask(
-            ask.StoreAbandoned(link=self.name, batch=batch, reason="not held when committed", answer=raw)
-        )
-        self.statistics.discard("abandoned")
-        await self._transmit(raw)
-
-    async def _on_answer(self, frame: codec.Frame, message: BatchAnswer) -> None:
-        """Alice: Bob's word on a PENDING Batch. A bad answer changes nothing but an alarm."""
-        if message.batch not in self._unsettled:
-            return
-        if not self._session.verifies(frame):
-            self._around.alarm("AUTH_FAILED", self.name, f"the answer to Batch {message.batch} does not verify")
-            return
-        settled = await self._around.ask(ask.SettlePending(link=self.name, batch=message.batch, ready=message.ready))
-        del self._unsettled[message.batch]
-        if message.ready:
-            self._ready(self._records.pop(message.batch, None), settled.segment)
-            self.send_soon(Settled((message.batch,)))
-            self.agreement.stock_grew()
-        else:
-            self.statistics.discard("abandoned")
-            self._log.warning("batch abandoned by the peer", batch=str(message.batch))
-
-    def _ready(self, record: ask.BatchRecord | None, segment: ask.SegmentState | None) -> None:
+    def batch_ready(self, record: ask.BatchRecord | None, segment: ask.SegmentState | None) -> None:
+        """A Batch is READY at this end; without its record only that it is."""
         if segment is not None:
             self.add_segment(segment)
         self.spawn(self.measure_pool())
@@ -657,21 +572,14 @@ class Link:
             qber=round(record.qber_z, 5),
         )
 
-    async def _resend_pending(self) -> None:
-        self._resent_ns = self._around.monotonic_ns()
-        for raw in list(self._unsettled.values()):
-            await self._transmit(raw)
-
-    # --- authentication key ----------------------------------------------------------------------------------------
-
     def add_segment(self, segment: ask.SegmentState) -> None:
         """Make a segment's pads available; one that is held already only frees the copy."""
-        self._pool.add(
+        self.pool.add(
             Segment(segment.segment, segment.pads_per_direction, segment.material, segment.sending, segment.seen)
         )
 
     async def _reserve(self, count: int) -> None:
-        self._pool.grant(await self._around.ask(ask.ReservePads(link=self.name, count=count)))
+        self.pool.grant(await self._around.ask(ask.ReservePads(link=self.name, count=count)))
         await self.measure_pool()
 
     async def measure_pool(self) -> None:
@@ -679,52 +587,37 @@ class Link:
         was_starved = self.starved
         self._pads_left = await self._around.ask(ask.PadsLeft(link=self.name))
         wanted = self._authentication.target_bits - self._pads_left * PAD_BITS
-        if self._machine is not None:
-            self._feed(fx.PoolLevel(max(0, 2 * wanted)))
+        if self.machine is not None:
+            self.feed(fx.PoolLevel(max(0, 2 * wanted), self._pads_left >= PADS_KEPT))
             self.statistics.state = "STARVED" if self.starved else "OPEN"
             if self.starved and not was_starved:
                 self._around.alarm(
                     "AUTH_STARVED", self.name, f"{self._pads_left * PAD_BITS} bits of authentication key are left"
                 )
 
-    def _spent(self, pads: int) -> None:
+    def pads_wanted(self) -> None:
+        """Have more pads reserved."""
+        self._pads_wanted.set()
+
+    def spent(self, pads: int) -> None:
+        """Count pads that were used, and have more reserved in time."""
         self.statistics.auth_spent_bits += pads * PAD_BITS
-        if self._pool.granted < GRANT_BELOW:
+        if self.pool.granted < GRANT_BELOW:
             self._pads_wanted.set()
 
-    def _note_seen(self, pad: PadAddress) -> None:
-        self.spawn(self._note((Mark(pad.segment, pad.index + 1),)))
+    def note_seen(self, frame: codec.Frame) -> None:
+        """Raise the durable mark of the peer's pads past the one of this frame, if it has one."""
+        if frame.trailer is not None:
+            pad = frame.trailer.pad
+            self.spawn(self._note(Mark(pad.segment, pad.index + 1)))
 
-    async def _note(self, marks: tuple[Mark, ...]) -> None:
-        await self._around.ask(ask.NoteSeen(link=self.name, marks=marks))
+    async def _note(self, mark: Mark) -> None:
+        await self._around.ask(ask.NoteSeen(link=self.name, marks=(mark,)))
 
     # --- small things ----------------------------------------------------------------------------------------------
 
-    def _record_of(self, batch: BatchId, facts: fx.BatchFacts) -> ask.BatchRecord:
-        return ask.BatchRecord(
-            batch=batch,
-            bits_in=facts.bits_in,
-            bits_out=facts.bits_out,
-            refill_bits=facts.refill_bits,
-            method=facts.method,
-            booking=facts.booking,
-            family=facts.family,
-            eps_sec=facts.eps_sec,
-            eps_cor=facts.eps_cor,
-            qber_z=facts.qber_z,
-            disclosed_bits=facts.disclosed_bits,
-            devices=self._devices,
-            details={
-                "windows": facts.windows,
-                "qber_x": facts.qber_x,
-                "efficiency": facts.efficiency,
-                "n_z": sum(facts.n_z),
-                "n_x": sum(facts.n_x),
-            },
-        )
-
     def spawn(self, work: Any) -> None:
-        """Run a coroutine beside the loops; a VaultError of it becomes an alarm."""
+        """Run a coroutine beside the loops; an error of the project in it ends the session, any other the link."""
         task = asyncio.create_task(self._guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -732,8 +625,26 @@ class Link:
     async def _guard(self, work: Any) -> None:
         try:
             await work
-        except VaultError as error:
+        except QkdnodeError as error:
             self._around.alarm(error.code, self.name, str(error))
+            self.give_up(str(error))
+        except Exception as error:
+            self._fail(error)
+
+    def give_up(self, reason: str) -> None:
+        """End the session and come back after the back-off."""
+        self._end_session(reason)
+        self._back_off()
+
+    def _fail(self, error: Exception) -> None:
+        """A fault of the program: the link ends loudly instead of going on half dead."""
+        self._fault = self._fault or error
+        self._faulted.set()
+
+    async def _fault_loop(self) -> None:
+        await self._faulted.wait()
+        assert self._fault is not None
+        raise self._fault
 
     @property
     def around(self) -> Surroundings:

@@ -39,7 +39,8 @@ from qkdnode.errors import (
 )
 from qkdnode.ids import ALICE, Association
 from qkdnode.link.agreement import LocalSubscription
-from qkdnode.link.driver import Authentication, Link, Surroundings
+from qkdnode.link.driver import Authentication, Link
+from qkdnode.link.surroundings import Surroundings
 from qkdnode.native.secret import locked_mode
 from qkdnode.native.toeplitz import Toeplitz
 from qkdnode.node.devices import module_backend, qrng_backend
@@ -57,8 +58,10 @@ from qkdnode.workers.lanes import Lanes
 ENTROPY_WAIT_S = 20.0
 DRAW_WAIT_S = 0.25
 # Errors that are no alarm of their own, under the alarm that an operator looks for.
+UNDER_VAULT = (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError, MemoryLockError)
 ALARM_OF_ERROR = {
-    error.code: AlarmCode.VAULT for error in (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError)
+    error.code: AlarmCode.VAULT
+    for error in (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError, MemoryLockError)
 } | {AuditError.code: AlarmCode.AUDIT_STOPPED, EntropyShortError.code: AlarmCode.NO_ENTROPY}
 PURPOSE, KEY_CLASS = "session", "its"
 
@@ -165,8 +168,11 @@ class Agent:
             await asyncio.to_thread(qrng.stop)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._vault is not None:
-            self._vault.call(ask.RecordEvent(event=NodeEvent(**self._leaf("node.stopped", self._config.node.name))))
-            await asyncio.to_thread(self._vault.close)
+            # A disk that is full must not hide why the node stops, nor keep the keys from being wiped.
+            with contextlib.suppress(VaultError):
+                self._vault.call(ask.RecordEvent(event=NodeEvent(**self._leaf("node.stopped", self._config.node.name))))
+            with contextlib.suppress(VaultError):
+                await asyncio.to_thread(self._vault.close)
         self._log.info("stopped", **final)
 
     async def _drain(self) -> None:

@@ -13,6 +13,7 @@ class AlarmCode(StrEnum):
 
     QBER_HIGH = "QBER_HIGH"
     CLICKS = "CLICKS"
+    LINK_DOWN = "LINK_DOWN"
     NO_ENTROPY = "NO_ENTROPY"
     AUTH_STARVED = "AUTH_STARVED"
     AUTH_FAILED = "AUTH_FAILED"
@@ -33,6 +34,7 @@ class AlarmCode(StrEnum):
 ADVICE = {
     AlarmCode.QBER_HIGH: "no key is made: check alignment and the fibre, and think of an eavesdropper",
     AlarmCode.CLICKS: "detectors click together too often: look for bright light on the fibre, and at the detectors",
+    AlarmCode.LINK_DOWN: "no key is made: check that the neighbour's agent runs and that the network reaches it",
     AlarmCode.NO_ENTROPY: "the link has stopped: check the QRNG; power it off and on if it latched, restart the agent",
     AlarmCode.AUTH_STARVED: "all new key refills the authentication pool; if it stays, provision the pair anew",
     AlarmCode.AUTH_FAILED: "a message was not authentic: treat it as an attack until it is explained",

@@ -57,6 +57,7 @@ class Greeting(Message, frozen=True):
 
     node: Name
     link: Name
+    pair: Annotated[bytes, Meta(max_length=16)]  # id of the pair file that the sender was provisioned from
     counter: U32  # own session counter, strictly rising
     answer_to: U32  # the peer's counter that this answers; 0 asks
     sending: Annotated[tuple[Mark, ...], Meta(max_length=64)]

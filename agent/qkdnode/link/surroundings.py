@@ -1,0 +1,20 @@
+"""What the node gives a link: callables, no adapter's types."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from qkdnode.native.secret import SecretBuffer
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """The vault, randomness, alarms, the audit log, the supply, time and the log of a node."""
+
+    ask: Callable[[Any], Awaitable[Any]]  # the vault
+    draw: Callable[[int], SecretBuffer]  # the entropy pool
+    alarm: Callable[[str, str, str], None]  # code, subject, detail
+    record: Callable[[str, str, dict[str, Any]], None]  # kind, subject, details: an audit leaf
+    notify_supply: Callable[[str], None]  # an application's outbox may have grown
+    monotonic_ns: Callable[[], int]
+    log: Any
