@@ -378,9 +378,12 @@ def test_keys_flow_again_when_the_disk_takes_more(site: Site) -> None:
 
 
 def fill_the_disk_of(agent: Process) -> tuple[int, int]:
-    """Let the agent write to no file, until it says so; the limit that it had."""
+    """Let the agent's files grow no further, until it says that they do not; the limit that it had.
+
+    Locked memory counts as a file and must still be had, so the limit is above what the agent asks for at once.
+    """
     usual = resource.prlimit(agent.child.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(agent.child.pid, resource.RLIMIT_FSIZE, (0, usual[1]))
+    resource.prlimit(agent.child.pid, resource.RLIMIT_FSIZE, (512 * 1024, usual[1]))
     agent.wait_for("alarm about its vault", lambda line: line.get("code") in ("DISK_FULL", "VAULT", "AUDIT_STOPPED"))
     return usual
 

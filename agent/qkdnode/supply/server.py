@@ -323,7 +323,8 @@ class SupplyServer:
                 again = attendant.due(time.monotonic())
                 await self._send_keys(connection, again, again=True)
                 while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
-                    await self._send_keys(connection, fresh, again=False)
+                    if not await self._send_keys(connection, fresh, again=False):
+                        break
             except VaultError as error:
                 self._statistics.failed_records += 1
                 self._note("deliver", connection.application, "failed", {"reason": str(error)})
@@ -343,20 +344,27 @@ class SupplyServer:
             connection.waiting = [
                 row
                 for row in rows
-                if row.association == subscription.association and row.size_bits == subscription.size_bits
+                if row.association == subscription.association
+                and row.size_bits == subscription.size_bits
+                and row.key_id not in subscription.sent
+                and row.key_id not in subscription.settling
             ]
         count = min(subscription.room, OPENED_TOGETHER)
         fresh, connection.waiting = connection.waiting[:count], connection.waiting[count:]
         return fresh
 
-    async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> None:
-        attendant = connection.attendant
+    async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> bool:
+        """Send what the vault opens; whether that was all. From what it did not open on, the outbox is read again."""
+        attendant, all_opened = connection.attendant, True
         for start in range(0, len(rows), OPENED_TOGETHER):
             part = rows[start : start + OPENED_TOGETHER]
             opened = await asyncio.gather(*(self._open(connection, row) for row in part))
             for row, material in zip(part, opened, strict=True):
                 if material is None:
+                    all_opened = False
                     attendant.forget(row.key_id)
+                    connection.after = min(connection.after, row.number - 1)
+                    connection.waiting.clear()
                     continue
                 with material:
                     if attendant.subscription is None or (again and row.key_id not in attendant.subscription.sent):
@@ -364,6 +372,7 @@ class SupplyServer:
                     self._send(connection, attendant.send_key(row, material, time.monotonic()))
                 self._statistics.keys_sent += 1
                 self._statistics.keys_sent_again += again
+        return all_opened
 
     async def _open(self, connection: Connection, row: Delivery) -> SecretBuffer | None:
         try:
