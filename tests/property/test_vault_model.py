@@ -90,7 +90,9 @@ class Ends(RuleBasedStateMachine):
         self.pads: dict[str, set[Any]] = {ALICE: set(), BOB: set()}
         for role in (ALICE, BOB):
             material = SecretBuffer.copy_of(bytes(32 * 64))
-            self.ask(role, ProvisionLink(link=LINK, role=role, peer=NODES[other_role(role)], material=material))
+            self.ask(
+                role, ProvisionLink(link=LINK, role=role, peer=NODES[other_role(role)], pair=b"pair", material=material)
+            )
             self.open_link(role)
             for pair in PAIRS:
                 nodes = (NODES[role], NODES[other_role(role)])

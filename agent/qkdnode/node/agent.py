@@ -141,8 +141,10 @@ class Agent:
         statistics.cancel()
         waiter.cancel()
         for task in done:
-            if task not in (waiter, statistics) and not task.cancelled() and task.exception() is not None:
-                raise task.exception()  # type: ignore[misc]
+            fault = None if task in (waiter, statistics) or task.cancelled() else task.exception()
+            if fault is not None:
+                self._log.error("link failed", task=task.get_name(), reason=repr(fault))
+                raise fault
 
     async def _stop(self) -> None:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
