@@ -372,7 +372,7 @@ class Agent:
         """Why an application may not have keys for an association; None if it may."""
         known = {(entry.local, entry.remote, entry.link) for entry in self._config.association}
         if (association.local, association.remote, association.source) not in known:
-            return f"no association {association} is configured"
+            return "no association between these applications is configured"
         return None
 
     def _on_subscription(self, state: SubscriptionState) -> None:

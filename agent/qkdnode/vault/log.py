@@ -1,6 +1,8 @@
 """The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
 
-from qkdnode.audit.events import AnyEvent
+import msgspec
+
+from qkdnode.audit.events import AccessEvent, AnyEvent
 from qkdnode.ids import other_role
 from qkdnode.vault import segments
 from qkdnode.vault.records import READY, Link
@@ -8,6 +10,7 @@ from qkdnode.vault.requests import Checkpoint, EventsAfter, RecordEvent, Status,
 from qkdnode.vault.store import DELIVERED_BOTH, Store
 
 MAX_EVENTS = 4096
+NAMES = ("to",)  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
 WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
@@ -15,8 +18,15 @@ WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usab
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
-    """RecordEvent."""
-    return store.journal.record_foreign(request.event)
+    """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys."""
+    event = request.event
+    if isinstance(event, AccessEvent):
+        pseudonym = store.sealing.pseudonym
+        named = {name: pseudonym(str(event.details[name]).encode()) for name in NAMES if name in event.details}
+        event = msgspec.structs.replace(
+            event, subject=f"application/{pseudonym(event.subject.encode())}", details={**event.details, **named}
+        )
+    return store.journal.record_foreign(event)
 
 
 def events_after(store: Store, request: EventsAfter) -> tuple[tuple[int, AnyEvent], ...]:

@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from vaults import FIRST, HERE, LINK, PUBLIC, SIGNING, Counter, End, Pair, contents, material_of, waiting
 
-from qkdnode.audit.events import AlarmEvent, LinkEvent
+from qkdnode.audit.events import AccessEvent, AlarmEvent, LinkEvent
 from qkdnode.audit.verifier import verify
 from qkdnode.errors import (
     AuditError,
@@ -374,3 +374,16 @@ def test_a_vault_half_made_is_made_again(tmp_path: Path) -> None:
     (directory / "vault.db.new").write_bytes(b"half")
     opened(directory / "vault.db", passphrase(tmp_path), create=True).close()
     assert not (directory / "vault.db.new").exists()
+
+
+def test_who_asked_for_access_stays_out_of_the_log_too(end: End) -> None:
+    fields = {"time_ns": 1, "node": "node", "topic": "access", "kind": "access.subscribe", "outcome": "refused"}
+    event = AccessEvent(**fields, subject="app-secret-name", details={"to": "app-secret-name<->app-far over metro"})
+    end.call(RecordEvent(event=event))
+    end.call(RecordEvent(event=event))
+    text = "".join(exported(end))
+    assert "app-secret-name" not in text
+    assert "app-far" not in text
+    leaves = [event for _, event in end.vault.events_after(0, 4096) if event.kind == "access.subscribe"]
+    assert len({leaf.subject for leaf in leaves}) == 1
+    assert len(leaves) == 2
