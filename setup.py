@@ -36,8 +36,8 @@ setup(
             extension(
                 "stub", *sorted(glob("firmware_stubs/*/*.c")), include_dirs=("firmware_stubs",), macros=("QMP_FAULTS",)
             ),
-            extension("polyval", *glob("ext/polyval/polyval_*.c"), "ext/common/cpu.c"),
-            extension("toeplitz", *glob("ext/toeplitz/toeplitz_*.c"), "ext/common/cpu.c"),
+            extension("polyval", *sorted(glob("ext/polyval/polyval_*.c")), "ext/common/cpu.c"),
+            extension("toeplitz", *sorted(glob("ext/toeplitz/toeplitz_*.c")), "ext/common/cpu.c"),
         ],
         include_path=["agent"],
         build_dir="build/cython",
