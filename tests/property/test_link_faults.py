@@ -1,0 +1,113 @@
+"""Two links with real vaults under everything that a wire, a disk and a power switch can do to them.
+
+QKDNODE_EXAMPLES multiplies the number of plans; 1 is the default suite.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from link_world import Fault, Pace, Plan, World
+
+from qkdnode.ids import ALICE, BOB, ROLES
+
+# A crash cancels what was spawned and never ran.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
+TIMES = int(os.environ.get("QKDNODE_EXAMPLES", "1"))
+
+OFTEN = ("lose", "repeat", "overtake", "stall", "reflect", "corrupt", "drop")
+CRASHES = ("crash sender", "crash receiver", "crash both")
+DISK = ("refuse", "crash before", "crash after")
+FRAMES = {
+    ALICE: ("Hello", "SiftAnswer", "BlockTag", "Amplify", "BatchCommit", "Settled", "Parities"),
+    BOB: ("Hello", "SiftList", "BatchEnd", "BlockStart", "BatchReport", "BatchClaim", "BatchAnswer", "Settled"),
+}
+SETTLING_FRAMES = {ALICE: ("BatchCommit", "Settled"), BOB: ("BatchClaim", "BatchAnswer", "Settled")}
+SETTLING_REQUESTS = {
+    ALICE: ("StorePending", "SettlePending", "ReadyAnnounced"),
+    BOB: ("FindAnswer", "StoreReady", "StoreAbandoned", "PeerReady"),
+}
+LINK_REQUESTS = ("NextSession", "ReservePads", "NoteSeen", "PadsLeft")
+AGREEMENT_FRAMES = ("Allocate", "Allocated", "Delivered", "Received", "Subscription")
+AGREEMENT_REQUESTS = (
+    "AllocateKeys", "AcceptAllocation", "AllocationAnswered", "OpenKey", "KeysDelivered", "PeerDelivered",
+    "OutboxCleared", "NeighbourOutbox",
+)  # fmt: skip
+SECONDS = st.sampled_from((0.0, 0.05, 1.0, 7.0))
+
+
+def faults(names: dict[str, tuple[str, ...]], acts: tuple[str, ...], most: int = 4) -> st.SearchStrategy[Fault]:
+    """Faults of these kinds at these messages or requests."""
+    places = st.sampled_from([(role, name) for role in ROLES for name in names[role]])
+
+    def fault(place: tuple[str, str], nth: int, act: str, seconds: float, share: float) -> Fault:
+        return Fault(*place, nth, act, share if act == "corrupt" else seconds)
+
+    shares = st.integers(0, 4095).map(lambda n: n / 4096)
+    return st.builds(fault, places, st.integers(0, most), st.sampled_from(acts), SECONDS, shares)
+
+
+def same_for_both(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(ROLES, names)
+
+
+def plans(*some: st.SearchStrategy[Fault], windows: int) -> st.SearchStrategy[Plan]:
+    """Up to six faults, between ends of any pace."""
+    pace = st.builds(
+        Pace,
+        vault=st.sampled_from((0.0, 0.004, 0.06)),
+        wire=st.sampled_from((0.001, 0.02)),
+        work=st.sampled_from((0.0, 0.03)),
+        application=st.sampled_from((0.01, 0.5)),
+    )
+    return st.builds(
+        Plan,
+        faults=st.lists(st.one_of(*some), min_size=1, max_size=6).map(tuple),
+        paces=st.tuples(pace, pace),
+        windows=st.just(windows),
+    )
+
+
+def holds(plan: Plan) -> None:
+    world = World(plan).play()
+    note("\n".join(world.story))
+    assert world.rules.breaches == []
+
+
+def examples(count: int) -> settings:
+    return settings(
+        max_examples=count * TIMES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+
+
+@examples(14)
+@given(plans(faults(FRAMES, OFTEN), faults(SETTLING_FRAMES, OFTEN), windows=14))
+def test_no_wire_makes_the_ends_keep_different_keys(plan: Plan) -> None:
+    holds(plan)
+
+
+@examples(14)
+@given(
+    plans(
+        faults(SETTLING_FRAMES, CRASHES + OFTEN, 2),
+        faults(SETTLING_REQUESTS, DISK, 2),
+        faults(same_for_both(LINK_REQUESTS), DISK),
+        windows=14,
+    )
+)
+def test_no_crash_around_the_commit_makes_the_ends_keep_different_keys(plan: Plan) -> None:
+    holds(plan)
+
+
+@examples(14)
+@given(
+    plans(
+        faults(same_for_both(AGREEMENT_FRAMES), CRASHES + OFTEN, 6),
+        faults(same_for_both(AGREEMENT_REQUESTS), DISK, 6),
+        windows=14,
+    )
+)
+def test_every_key_is_delivered_at_both_ends_or_at_neither(plan: Plan) -> None:
+    holds(plan)
