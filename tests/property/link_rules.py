@@ -199,9 +199,7 @@ class Rules:
             if not count or self.breaches:
                 continue
             entropy = hashlib.shake_256(role.encode()).digest(16 * count)
-            ours.vault.call(
-                ask.AllocateKeys(association=association, count=count, size_bits=size, entropy=entropy)
-            )
+            ours.vault.call(ask.AllocateKeys(association=association, count=count, size_bits=size, entropy=entropy))
             ids: list[UUID] = []
             for entry in ours.vault.call(ask.NeighbourOutbox(link=ours.link.name)):
                 message: Message = entry.message

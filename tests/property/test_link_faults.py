@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from link_world import Fault, Pace, Plan, World
+from msgspec.structs import replace
 
 from qkdnode.ids import ALICE, BOB, ROLES
 
@@ -29,7 +30,7 @@ SETTLING_REQUESTS = {
     ALICE: ("StorePending", "SettlePending", "ReadyAnnounced"),
     BOB: ("FindAnswer", "StoreReady", "StoreAbandoned", "PeerReady"),
 }
-LINK_REQUESTS = ("NextSession", "ReservePads", "NoteSeen", "PadsLeft")
+LINK_REQUESTS = ("NextSession", "ReservePads", "NoteSeen")
 AGREEMENT_FRAMES = ("Allocate", "Allocated", "Delivered", "Received", "Subscription")
 AGREEMENT_REQUESTS = (
     "AllocateKeys", "AcceptAllocation", "AllocationAnswered", "OpenKey", "KeysDelivered", "PeerDelivered",
@@ -54,7 +55,7 @@ def same_for_both(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def plans(*some: st.SearchStrategy[Fault], windows: int) -> st.SearchStrategy[Plan]:
-    """Up to six faults, between ends of any pace."""
+    """Three to eight faults, between ends of any pace."""
     pace = st.builds(
         Pace,
         vault=st.sampled_from((0.0, 0.004, 0.06)),
@@ -64,9 +65,10 @@ def plans(*some: st.SearchStrategy[Fault], windows: int) -> st.SearchStrategy[Pl
     )
     return st.builds(
         Plan,
-        faults=st.lists(st.one_of(*some), min_size=1, max_size=6).map(tuple),
+        faults=st.lists(st.one_of(*some), min_size=3, max_size=8).map(tuple),
         paces=st.tuples(pace, pace),
         windows=st.just(windows),
+        target_pads=st.sampled_from((200, 200, 700)),
     )
 
 
@@ -74,6 +76,7 @@ def holds(plan: Plan) -> None:
     world = World(plan).play()
     note("\n".join(world.story))
     assert world.rules.breaches == []
+    assert not world.failed
 
 
 def examples(count: int) -> settings:
@@ -82,32 +85,60 @@ def examples(count: int) -> settings:
     )
 
 
-@examples(14)
-@given(plans(faults(FRAMES, OFTEN), faults(SETTLING_FRAMES, OFTEN), windows=14))
+@examples(40)
+@given(plans(faults(FRAMES, OFTEN), faults(SETTLING_FRAMES, OFTEN), windows=32))
 def test_no_wire_makes_the_ends_keep_different_keys(plan: Plan) -> None:
     holds(plan)
 
 
-@examples(14)
+@examples(40)
 @given(
     plans(
         faults(SETTLING_FRAMES, CRASHES + OFTEN, 2),
         faults(SETTLING_REQUESTS, DISK, 2),
         faults(same_for_both(LINK_REQUESTS), DISK),
-        windows=14,
+        windows=32,
     )
 )
 def test_no_crash_around_the_commit_makes_the_ends_keep_different_keys(plan: Plan) -> None:
     holds(plan)
 
 
-@examples(14)
+@examples(24)
 @given(
     plans(
-        faults(same_for_both(AGREEMENT_FRAMES), CRASHES + OFTEN, 6),
-        faults(same_for_both(AGREEMENT_REQUESTS), DISK, 6),
-        windows=14,
+        faults(same_for_both(AGREEMENT_FRAMES), CRASHES + OFTEN, 5),
+        faults(same_for_both(AGREEMENT_REQUESTS), DISK, 5),
+        windows=32,
     )
 )
 def test_every_key_is_delivered_at_both_ends_or_at_neither(plan: Plan) -> None:
     holds(plan)
+
+
+@examples(12)
+@given(
+    plans(faults(SETTLING_FRAMES, CRASHES + OFTEN, 2), windows=24),
+    st.sampled_from(ROLES),
+    st.sampled_from((0.0, 1.0, 3.0)),
+    st.sampled_from((2.0, 4.0)),
+)
+def test_no_older_copy_of_a_vault_uses_a_pad_again(plan: Plan, role: str, copied_s: float, restored_s: float) -> None:
+    world = World(replace(plan, restored=role, copied_s=copied_s, restored_s=restored_s)).play()
+    note("\n".join(world.story))
+    assert [breach for breach in world.rules.breaches if "pad" in breach] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_copy_of_a_vault_from_before_the_first_session_stops_the_link(role: str) -> None:
+    world = World(Plan(restored=role, copied_s=0.0, restored_s=3.0)).play()
+    assert world.failed == {role}
+    assert world.lives[role].alarms["AUTH_FAILED"]
+    assert world.rules.breaches == []
+
+
+def test_without_a_fault_batches_are_made_and_their_keys_delivered() -> None:
+    world = World(Plan()).play()
+    assert world.rules.breaches == []
+    assert len(world.rules.ready[ALICE]) >= 4
+    assert len(world.rules.acknowledged[BOB]) >= 20
