@@ -14,6 +14,7 @@ from qkdnode.wire import codec
 from qkdnode.wire.messages import (
     ACCEPTED,
     REFUSED,
+    Allocate,
     BatchAnswer,
     BatchClaim,
     BatchCommit,
@@ -30,7 +31,6 @@ HISTORIES = {
     ALICE: re.compile(r"pending( ready( announced)?| abandoned)?"),
     BOB: re.compile(r"ready( settled)?|abandoned"),
 }
-SPENT_UNSEALED = (ask.StorePending, ask.StoreReady)
 
 
 class Rules:
@@ -46,6 +46,7 @@ class Rules:
         self._pads: dict[tuple[str, PadAddress], bytes] = {}
         self._altered: set[BatchId] = set()
         self._journalled: set[bytes] = set()
+        self._sessions: dict[str, set[int]] = {role: set() for role in ROLES}
 
     def _demand(self, held: bool, otherwise: str) -> None:
         if not held:
@@ -79,6 +80,13 @@ class Rules:
         if isinstance(frame.message, BatchCommit | BatchAnswer):
             known = frame.raw in self._journalled
             self._demand(known, f"{role} sent {type(frame.message).__name__} before it was journalled")
+        if isinstance(frame.message, Hello):
+            new = frame.header.session not in self._sessions[role]
+            self._demand(new, f"{role} says Hello twice in session {frame.header.session:016x}")
+            self._sessions[role].add(frame.header.session)
+        if isinstance(frame.message, Allocate):
+            ready = frame.message.batch in self.ready[other_role(role)]
+            self._demand(ready, f"{role} allocates from Batch {frame.message.batch} before the peer is READY")
 
     def journalled(self, role: str, request: Any, answer: Any) -> None:
         """One request of a node stands in its vault."""
@@ -141,7 +149,7 @@ class Rules:
         if not self.breaches:
             self._check_batches(lives)
             self._check_keys()
-        if not self.breaches:
+        if not self.breaches and not self.refused:
             self._check_stock(lives)
 
     def _unsettled(self, lives: dict[str, "Life"]) -> str:

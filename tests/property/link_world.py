@@ -115,8 +115,8 @@ def open_vault(directory: Path, role: str, draws: random.Random, *, create: bool
 
 
 @functools.cache
-def provisioned(pads: int) -> Path:
-    """Both vaults with the pair's first key and the association, to be copied."""
+def provisioned(pads: int, stranger: str | None = None) -> Path:
+    """Both vaults with the pair's first key and, but at a stranger, the association, to be copied."""
     place = Path(tempfile.mkdtemp(prefix="qkdnode-pair-", dir=MEMORY))
     atexit.register(shutil.rmtree, place)
     material = hashlib.shake_256(b"the pair").digest(32 * pads)
@@ -128,6 +128,8 @@ def provisioned(pads: int) -> Path:
                     link=LINK, role=role, peer=peer, pair=b"pair", material=SecretBuffer.copy_of(material)
                 )
             )
+            if role == stranger:
+                continue
             vault.call(
                 ask.Associate(
                     association=ASSOCIATIONS[role],
@@ -167,6 +169,7 @@ class Plan(msgspec.Struct, frozen=True):
     windows: int = 24
     pads: int = 700  # of each direction
     target_pads: int = 200
+    stranger: str | None = None  # who has not heard of the applications
     restored: str | None = None  # whose vault is put back to an older copy
     copied_s: float = 0.0
     restored_s: float = 0.0
@@ -225,7 +228,7 @@ class Life:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that ends with this life."""
-        self.world.loop.create_task(work, context=self.context).add_done_callback(self.world.watch)
+        self.world.loop.create_task(work, context=self.context)
 
     async def run(self) -> None:
         await self.link.open()
@@ -397,7 +400,7 @@ class World:
         return self
 
     async def _play(self) -> None:
-        template = provisioned(self.plan.pads)
+        template = provisioned(self.plan.pads, self.plan.stranger)
         for role in ROLES:
             self.start(role, self._copy(template / role))
         if self.plan.restored is not None:
@@ -578,6 +581,11 @@ class World:
         damaged[bit // 8] ^= 1 << bit % 8
         self._forward(role, bytes(damaged))
 
+    def _contradict(self, role: str, raw: bytes, size: float) -> None:
+        frame = codec.decode(raw)
+        answer = msgspec.structs.replace(frame.message, ready=not frame.message.ready)  # type: ignore[attr-defined]
+        self._forward(role, codec.join(frame.header.pack(), codec.encode_body(answer), frame.trailer))
+
     def _crash_sender(self, role: str, raw: bytes, size: float) -> None:
         self._forward(role, raw)
         self.crash(role, size)
@@ -598,6 +606,7 @@ ACTS = {
     "stall": World._stall,
     "reflect": World._reflect,
     "corrupt": World._corrupt,
+    "contradict": World._contradict,
     "crash sender": World._crash_sender,
     "crash receiver": World._crash_receiver,
     "crash both": World._crash_both,
@@ -610,6 +619,7 @@ def _owned(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asynci
     life = options["context"].get(LIFE) if "context" in options else LIFE.get()
     if life is not None:
         life.tasks.append(task)
+        task.add_done_callback(life.world.watch)
         if not life.alive:
             task.cancel()
     return task
