@@ -540,7 +540,7 @@ class Link:
             await asyncio.sleep(0.005)
         if self._session.state is not State.OPEN:
             return
-        raw = self._session.seal(BatchAnswer(batch, False), covered=self.agreement.commits[batch])
+        raw = self._session.seal(BatchAnswer(batch, False))
         self._spent(1)
         await self._around.ask(
             ask.StoreAbandoned(link=self.name, batch=batch, reason="not held when committed", answer=raw)
@@ -553,7 +553,8 @@ class Link:
         commit = self._unsettled.get(message.batch)
         if commit is None:
             return
-        if not self._session.verifies(frame, covered=commit):
+        # ABANDONED does not cover the commit: the one that Bob has may be altered, and it is none the less final.
+        if not self._session.verifies(frame, covered=commit if message.ready else b""):
             self._around.alarm("AUTH_FAILED", self.name, f"the answer to Batch {message.batch} does not verify")
             return
         settled = await self._around.ask(ask.SettlePending(link=self.name, batch=message.batch, ready=message.ready))
