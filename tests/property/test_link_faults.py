@@ -8,7 +8,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from link_world import Fault, Pace, Plan, World
+from link_world import WINDOW_S, Fault, Pace, Plan, World
 from msgspec.structs import replace
 
 from qkdnode.ids import ALICE, BOB, ROLES
@@ -174,3 +174,10 @@ def test_without_a_fault_batches_are_made_and_their_keys_delivered() -> None:
     assert world.rules.breaches == []
     assert len(world.rules.ready[ALICE]) >= 4
     assert len(world.rules.acknowledged[BOB]) >= 20
+
+
+@pytest.mark.parametrize("name", ["AcceptAllocation", "AllocationAnswered", "PeerDelivered", "OutboxCleared"])
+def test_what_a_full_disk_left_unanswered_is_sent_again_within_a_minute(name: str) -> None:
+    world = World(Plan(tuple(Fault(role, name, 1, "refuse") for role in ROLES), windows=32)).play()
+    assert world.rules.breaches == []
+    assert world.loop.time() < 32 * WINDOW_S + 60
