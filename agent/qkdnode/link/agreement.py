@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
+RESEND_S = 5.0  # what the peer has not answered: its vault may have refused
 COMMITS_KEPT = 64
 
 
@@ -52,7 +53,7 @@ class Agreement:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._local: dict[tuple[str, str], LocalSubscription] = {}
         self._remote: dict[tuple[str, str], Subscription] = {}
-        self._sent: set[int] = set()  # outbox entries sent in this session
+        self._sent: dict[int, int] = {}  # outbox entries sent in this session, and when
         self._retry_at_ns = 0
         self._in_stock = True
         self._allocating = True
@@ -133,7 +134,7 @@ class Agreement:
         try:
             await HANDLERS[type(message)](self, message)
         except VaultError as error:
-            # Not journalled, so not answered: the peer sends it again in the next session.
+            # Not journalled, so not answered: the peer sends it again.
             self._link.around.alarm(error.code, self._link.name, str(error))
 
     async def _ask(self, request: Any) -> Any:
@@ -188,11 +189,13 @@ class Agreement:
                 return
 
     async def _send_outbox(self) -> None:
-        if self._link.around.monotonic_ns() < self._retry_at_ns:
+        now = self._link.around.monotonic_ns()
+        if now < self._retry_at_ns:
             return
         for entry in await self._ask(ask.NeighbourOutbox(link=self._link.name)):
-            if entry.number not in self._sent:
-                self._sent.add(entry.number)
+            sent = self._sent.get(entry.number)
+            if sent is None or now - sent > RESEND_S * 1e9:
+                self._sent[entry.number] = now
                 self._link.send_soon(entry.message)
 
     async def _on_allocate(self, message: Allocate) -> None:
@@ -203,7 +206,7 @@ class Agreement:
 
     async def _on_allocated(self, message: Allocated) -> None:
         await self._ask(ask.AllocationAnswered(link=self._link.name, request=message.request, outcome=message.outcome))
-        self._sent.discard(message.request)
+        self._sent.pop(message.request, None)
         if message.outcome == NOT_SETTLED:
             self._retry_at_ns = self._link.around.monotonic_ns() + round(RETRY_S * 1e9)
         for local, _ in self._local:
@@ -219,7 +222,8 @@ class Agreement:
 
     async def _on_received(self, message: Received) -> None:
         await self._ask(ask.OutboxCleared(link=self._link.name, numbers=message.notices))
-        self._sent.difference_update(message.notices)
+        for notice in message.notices:
+            self._sent.pop(notice, None)
 
     async def _on_subscription(self, message: Subscription) -> None:
         self._remote[message.local, message.remote] = message
