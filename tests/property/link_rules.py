@@ -1,0 +1,248 @@
+"""What must hold of two nodes whatever their wire, their disks and their crashes do."""
+
+import hashlib
+import re
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from qkdnode.errors import AccessDeniedError
+from qkdnode.ids import ALICE, BOB, ROLES, BatchId, PadAddress, other_role
+from qkdnode.vault import requests as ask
+from qkdnode.wire import codec
+from qkdnode.wire.messages import (
+    ACCEPTED,
+    REFUSED,
+    Allocate,
+    BatchAnswer,
+    BatchClaim,
+    BatchCommit,
+    Hello,
+    Message,
+    Protection,
+)
+
+if TYPE_CHECKING:
+    from link_world import Life
+
+# The whole life of a Batch in each end's log.
+HISTORIES = {
+    ALICE: re.compile(r"pending( ready( announced)?| abandoned)?"),
+    BOB: re.compile(r"ready( settled)?|abandoned"),
+}
+
+
+class Rules:
+    """Watches every frame that is sealed and every change that is journalled, over all restarts."""
+
+    def __init__(self) -> None:
+        self.breaches: list[str] = []
+        self.supplied_to: dict[str, dict[UUID, bytes]] = {role: {} for role in ROLES}
+        self.acknowledged: dict[str, set[UUID]] = {role: set() for role in ROLES}
+        self.cut: dict[str, set[UUID]] = {role: set() for role in ROLES}
+        self.refused: set[UUID] = set()
+        self.ready: dict[str, set[BatchId]] = {role: set() for role in ROLES}
+        self._pads: dict[tuple[str, PadAddress], bytes] = {}
+        self._altered: set[BatchId] = set()
+        self._journalled: set[bytes] = set()
+        self._sessions: dict[str, set[int]] = {role: set() for role in ROLES}
+
+    def _demand(self, held: bool, otherwise: str) -> None:
+        if not held:
+            self.breaches.append(otherwise)
+
+    # --- while it runs ---
+
+    def altered(self, frame: codec.Frame) -> None:
+        """A frame of a transcript does not arrive as it was sent: its Batch can make no key."""
+        batch = getattr(frame.message, "batch", None)
+        if isinstance(frame.message, BatchClaim):
+            self._altered.add(frame.message.batch)
+        elif isinstance(batch, int) and frame.kind.protection in (Protection.TRANSCRIPT, Protection.TAG):
+            self._altered.add(BatchId(frame.header.session, batch))
+
+    def sealed(self, role: str, frame: codec.Frame) -> None:
+        """No pad protects two different frames, and none is a mask and a key."""
+        if frame.trailer is None:
+            return
+        pads = [frame.trailer.pad]
+        if isinstance(frame.message, Hello):
+            first = frame.message.vault_key
+            pads += [frame.trailer.hash_key, first, PadAddress(first.segment, first.index + 1)]
+        for pad in pads:
+            same = self._pads.setdefault((role, pad), frame.raw) == frame.raw
+            self._demand(same, f"{role} used pad {pad} again, for {type(frame.message).__name__}")
+
+    def sent(self, role: str, frame: codec.Frame) -> None:
+        """What settles a Batch stands in the vault before the wire has it."""
+        self.sealed(role, frame)
+        if isinstance(frame.message, BatchCommit | BatchAnswer):
+            known = frame.raw in self._journalled
+            self._demand(known, f"{role} sent {type(frame.message).__name__} before it was journalled")
+        if isinstance(frame.message, Hello):
+            new = frame.header.session not in self._sessions[role]
+            self._demand(new, f"{role} says Hello twice in session {frame.header.session:016x}")
+            self._sessions[role].add(frame.header.session)
+        if isinstance(frame.message, Allocate):
+            ready = frame.message.batch in self.ready[other_role(role)]
+            self._demand(ready, f"{role} allocates from Batch {frame.message.batch} before the peer is READY")
+
+    def journalled(self, role: str, request: Any, answer: Any) -> None:
+        """One request of a node stands in its vault."""
+        match request:
+            case ask.StorePending(record=record, commit=raw) | ask.StoreReady(record=record, answer=raw):
+                self._journalled.add(raw)
+                intact = record.batch not in self._altered
+                self._demand(intact, f"{role} made key of Batch {record.batch}, a frame of which was altered")
+                if role == BOB:
+                    self.ready[BOB].add(record.batch)
+            case ask.StoreAbandoned(answer=raw):
+                self._journalled.add(raw)
+            case ask.SettlePending(batch=batch, ready=True):
+                self._demand(batch in self.ready[BOB], f"alice is READY with Batch {batch}, bob is not")
+                self.ready[ALICE].add(batch)
+            case ask.PeerReady(batches=batches):
+                for batch in self.ready[BOB] & set(batches):
+                    self._demand(batch in self.ready[ALICE], f"bob uses Batch {batch} before alice is READY")
+            case ask.AllocateKeys():
+                self.cut[role].update(answer)
+            case ask.AcceptAllocation(allocate=allocate):
+                raw = allocate.key_ids
+                ids = {UUID(bytes=raw[at : at + 16]) for at in range(0, len(raw), 16)}
+                if answer == ACCEPTED:
+                    self.cut[role] |= ids
+                elif answer == REFUSED:
+                    self.refused |= ids
+            case ask.OpenKey(key_id=key_id):
+                both = all(key_id in self.cut[end] for end in ROLES)
+                self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
+                self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
+            case ask.KeysDelivered(key_ids=ids):
+                self.acknowledged[role].update(ids)
+
+    def supplied(self, role: str, key_id: UUID, digest: bytes) -> None:
+        """An application has a key in its hands."""
+        for end in ROLES:
+            same = self.supplied_to[end].get(key_id, digest) == digest
+            self._demand(same, f"key {key_id} is another one at {end} than at {role}")
+        self.supplied_to[role][key_id] = digest
+
+    # --- once it has settled ---
+
+    def settled(self, lives: dict[str, "Life"]) -> bool:
+        """Whether nothing waits for anything."""
+        for life in lives.values():
+            status = life.vault.call(ask.Status())
+            waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
+            if waits or not life.link.is_open:
+                return False
+        return all(usable or state == "abandoned" for role in ROLES for state, usable in batches(lives[role]).values())
+
+    def check(self, lives: dict[str, "Life"]) -> None:
+        """Both ends have the same Batches, keys and stock, each key once and in the right hands."""
+        if self.breaches:
+            return
+        self._demand(self.settled(lives), f"the ends never settled: {self._unsettled(lives)}")
+        for role, life in lives.items():
+            self._check_histories(role, life)
+        if not self.breaches:
+            self._check_batches(lives)
+            self._check_keys()
+        if not self.breaches and not self.refused:
+            self._check_stock(lives)
+
+    def _unsettled(self, lives: dict[str, "Life"]) -> str:
+        found = []
+        for role, life in lives.items():
+            status = life.vault.call(ask.Status())
+            waiting = [f"{batch} {state}" for batch, (state, usable) in batches(life).items() if not usable]
+            found.append(
+                f"{role} {life.link.statistics.state} batches {waiting} keys {status.keys} "
+                f"outboxes {status.neighbour_outbox} {status.application_outbox} pads {status.pads}"
+            )
+        return "; ".join(found)
+
+    def _check_histories(self, role: str, life: "Life") -> None:
+        histories: dict[str, list[str]] = {}
+        position = 0
+        while events := life.vault.call(ask.EventsAfter(position=position, limit=4096)):
+            position = events[-1][0] + 1
+            for _, event in events:
+                if event.kind.startswith("batch."):
+                    histories.setdefault(event.subject, []).append(event.kind.removeprefix("batch."))
+        for subject, history in histories.items():
+            right = HISTORIES[role].fullmatch(" ".join(history)) is not None
+            self._demand(right, f"{role}: {subject} went through {history}")
+
+    def _check_batches(self, lives: dict[str, "Life"]) -> None:
+        found = {role: batches(lives[role]) for role in ROLES}
+        ready = {role: {batch for batch, (state, _) in found[role].items() if state == "ready"} for role in ROLES}
+        self._demand(ready[ALICE] == ready[BOB], f"READY differs: {ready}")
+        for role in ROLES:
+            self._demand(ready[role] == self.ready[role], f"{role} has lost READY Batches, or has found some")
+        for batch, (state, _) in found[ALICE].items():
+            other = found[BOB].get(batch, ("unknown", 0))[0]
+            self._demand(state == other, f"Batch {batch} is {state} at alice and {other} at bob")
+
+    def _check_keys(self) -> None:
+        alice, bob = self.acknowledged[ALICE], self.acknowledged[BOB]
+        self._demand(alice == bob, f"delivered at one end only: {alice ^ bob}")
+        for role in ROLES:
+            self._demand(set(self.supplied_to[role]) == self.acknowledged[role], f"{role} lost an acknowledgement")
+        allocated = self.cut[ALICE] | self.cut[BOB]
+        self._demand(allocated - self.refused == alice, f"lost: {allocated - self.refused - alice}")
+        self._demand(not self.refused & (alice | bob), "a refused key was delivered")
+
+    def _check_stock(self, lives: dict[str, "Life"]) -> None:
+        """Cut all that is left at both ends, and compare it."""
+        for role in ROLES:
+            ours, theirs = lives[role], lives[other_role(role)]
+            association = ask_association(role)
+            bits = {end: life.vault.call(ask.Status()) for end, life in lives.items()}
+            own = bits[role].stock_bits_own[ours.link.name]
+            self._demand(own == bits[other_role(role)].stock_bits_peer[ours.link.name], f"{role}'s half differs")
+            size = 256
+            count = own // size
+            if not count or self.breaches:
+                continue
+            entropy = hashlib.shake_256(role.encode()).digest(16 * count)
+            ours.vault.call(ask.AllocateKeys(association=association, count=count, size_bits=size, entropy=entropy))
+            ids: list[UUID] = []
+            for entry in ours.vault.call(ask.NeighbourOutbox(link=ours.link.name)):
+                message: Message = entry.message
+                outcome = theirs.vault.call(ask.AcceptAllocation(link=theirs.link.name, allocate=message))
+                self._demand(outcome == ACCEPTED, f"stock of {role} is refused at the other end")
+                ids += ours.vault.call(
+                    ask.AllocationAnswered(link=ours.link.name, request=entry.number, outcome=outcome)
+                )
+            for key_id in ids:
+                a, b = (opened(life, key_id, ask_association(end).local) for end, life in lives.items())
+                self._demand(a == b, f"stock of {role} differs between the ends")
+            self._demand(len(ids) == count, f"{count} keys of stock at {role}, {len(ids)} agreed")
+            try:
+                opened(ours, ids[0], association.remote)
+                self.breaches.append("a key was opened for another application")
+            except AccessDeniedError:
+                pass
+
+
+def ask_association(role: str) -> Any:
+    from link_world import ASSOCIATIONS
+
+    return ASSOCIATIONS[role]
+
+
+def opened(life: "Life", key_id: UUID, application: str) -> bytes:
+    """A digest of a key."""
+    with life.vault.call(ask.OpenKey(key_id=key_id, application=application)) as key:
+        return hashlib.sha256(key).digest()
+
+
+def batches(life: "Life") -> dict[BatchId, tuple[str, int]]:
+    """State and usability of every Batch in a node's vault."""
+    with closing(sqlite3.connect(f"file:{life.directory / 'vault.db'}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT batch, state, usable FROM batches").fetchall()
+    return {
+        BatchId(int.from_bytes(batch[:8]), int.from_bytes(batch[8:])): (state, usable) for batch, state, usable in rows
+    }

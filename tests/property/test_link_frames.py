@@ -1,0 +1,29 @@
+"""A frame with any one bit flipped is decoded or refused; nothing else comes of it before it is authenticated."""
+
+import contextlib
+
+from link_world import LINK, NODES
+
+from qkdnode.errors import RemoteProtocolError
+from qkdnode.ids import ALICE, BOB, PROVISIONED, short_digest
+from qkdnode.wire import codec
+from qkdnode.wire.messages import Delivered, Greeting, Mark, Message, Subscription
+
+MESSAGES: tuple[Message, ...] = (
+    Greeting(NODES[ALICE], LINK, b"pair", 3, 0, (Mark(PROVISIONED, 20),), ()),
+    Subscription("payroll", "ledger", True, 256, 6),
+    Delivered(7, "payroll", bytes(16)),
+)
+
+
+def test_no_flipped_bit_does_more_than_have_the_frame_refused() -> None:
+    for message in MESSAGES:
+        kind = codec.kind_of(message)
+        header = codec.Header(short_digest(NODES[ALICE]), short_digest(NODES[BOB]), kind.code, ALICE, 1, 1).pack()
+        raw = codec.join(header, codec.encode_body(message), mac=bytes(codec.TRAILER_BYTES[kind.protection]))
+        codec.decode(raw)
+        for bit in range(8 * len(raw)):
+            damaged = bytearray(raw)
+            damaged[bit // 8] ^= 1 << bit % 8
+            with contextlib.suppress(RemoteProtocolError):
+                codec.decode(bytes(damaged))
