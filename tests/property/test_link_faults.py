@@ -84,13 +84,13 @@ def examples(count: int) -> settings:
     )
 
 
-@examples(40)
+@examples(16)
 @given(plans(faults(FRAMES, OFTEN), faults(SETTLING_FRAMES, OFTEN), windows=32))
 def test_no_wire_makes_the_ends_keep_different_keys(plan: Plan) -> None:
     holds(plan)
 
 
-@examples(40)
+@examples(16)
 @given(
     plans(
         faults(SETTLING_FRAMES, CRASHES + OFTEN, 2),
@@ -103,7 +103,7 @@ def test_no_crash_around_the_commit_makes_the_ends_keep_different_keys(plan: Pla
     holds(plan)
 
 
-@examples(24)
+@examples(12)
 @given(
     plans(
         faults(same_for_both(AGREEMENT_FRAMES), CRASHES + OFTEN, 5),
