@@ -172,4 +172,4 @@ def test_every_link_within_a_document_has_its_heading(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_document_holds_a_path_of_somebodys_machine(document: Path) -> None:
-    assert not re.search(r"(?<![\w.])(/home/|/root/|/Users/|/tmp/|/work/|[A-Z]:\\)", document.read_text())
+    assert not re.search(r"(?<![\w.])/(home|Users|tmp)/|[A-Z]:\\", document.read_text())
