@@ -70,7 +70,7 @@ WINDOW_S = PARAMETERS.window_slots / PARAMETERS.slot_rate_hz
 ETA, MISALIGNMENT = 0.9, 0.004
 RECONNECT_S = 0.3
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # nothing here loses power: a sync to a disk only takes time
-SETTLES_WITHIN_S = 4000.0  # what a full disk left unanswered is sent again in the next session, within an hour
+SETTLES_WITHIN_S = 120.0
 
 
 @functools.cache
