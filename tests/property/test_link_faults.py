@@ -181,17 +181,3 @@ def test_what_a_full_disk_left_unanswered_is_sent_again_within_a_minute(name: st
     world = World(Plan(tuple(Fault(role, name, 1, "refuse") for role in ROLES), windows=32)).play()
     assert world.rules.breaches == []
     assert world.loop.time() < 32 * WINDOW_S + 60
-
-
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("copied_s", [1.0, 3.0])
-def test_a_copy_of_a_vault_from_an_open_session_stops_the_link(role: str, copied_s: float) -> None:
-    world = World(Plan(windows=32, restored=role, copied_s=copied_s, restored_s=3.0)).play()
-    assert world.failed == {role}, "\n".join(world.story)
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_an_older_copy_never_repeats_the_pads_of_hellos_that_never_arrived(role: str) -> None:
-    faults = (Fault(ALICE, "SiftAnswer", 8, "lose"), *(Fault(role, "Hello", nth, "drop") for nth in range(1, 9)))
-    world = World(Plan(faults, windows=200, restored=role, copied_s=1.0, restored_s=44.0)).play()
-    assert [breach for breach in world.rules.breaches if "pad" in breach] == []

@@ -279,5 +279,6 @@ def test_no_channel_behaviour_makes_an_end_accept_what_was_not_sent_next(plan: l
     # Transcript-protected messages are only checked by the settling tags; tagged ones never differ from what was sent.
     kept = [message for message in alice.accepted if not isinstance(message, BatchReport)]
     originals = [message for message in sent if not isinstance(message, BatchReport)]
-    assert kept == originals[: len(kept)]
+    remaining = iter(originals)
+    assert all(any(message == original for original in remaining) for message in kept), "not what was sent, in order"
     assert len(set(bob.used)) == len(bob.used)

@@ -138,8 +138,9 @@ class Session:
         self.state = State.GREETING
         return effects
 
-    def greeted(self, greeting: Greeting) -> list[Effect]:
+    def greeted(self, greeting: Greeting, unsettled: tuple[BatchId, ...] = ()) -> list[Effect]:
         """The peer's Greeting: it answers ours, or asks for an answer. It moves nothing of the pool."""
+        self._unsettled = unsettled
         if greeting.node != self._peer or greeting.link != self._link:
             raise RemoteProtocolError(
                 f"greeting from node {greeting.node!r} for link {greeting.link!r}; "

@@ -64,7 +64,8 @@ class Pump:
         future: asyncio.Future[None] = self._loop.create_future()
         self._writable.append(future)
         with suppress(TimeoutError):
-            await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for may swallow a cancellation before Python 3.12
+                await future
 
     def drain(self) -> None:
         """Handle every message that is there now, paused or not."""

@@ -74,6 +74,7 @@ class Agreement:
         self._in_stock = True
         self._allocating = True
         self._goodbye_sent = False
+        self._announced_ns = 0
         self.peer_drained = False
 
     # --- told by others --------------------------------------------------------------------------------------------
@@ -126,7 +127,8 @@ class Agreement:
         """Handle messages in order, then see what is to be sent and allocated."""
         while True:
             try:
-                message = await asyncio.wait_for(self._inbox.get(), IDLE_S)
+                async with asyncio.timeout(IDLE_S):  # wait_for may swallow a cancellation before Python 3.12
+                    message = await self._inbox.get()
                 while True:
                     if message is not None:
                         await self._handle(message)
@@ -139,6 +141,8 @@ class Agreement:
                 if self._link.is_open:
                     await self._allocate()
                     await self._send_outbox()
+                    if self._link.around.monotonic_ns() - self._announced_ns > RESEND_S * 1e9:
+                        await self._announce_ready()
             except VaultError as error:
                 self._link.around.alarm(error.code, self._link.name, str(error))
                 await asyncio.sleep(RETRY_S)
@@ -156,6 +160,7 @@ class Agreement:
     # --- stock -----------------------------------------------------------------------------------------------------
 
     async def _announce_ready(self) -> None:
+        self._announced_ns = self._link.around.monotonic_ns()
         if self._link.role == ALICE:
             ready = await self._ask(ask.UnannouncedReady(link=self._link.name))
             if ready:

@@ -354,7 +354,7 @@ class Link:
         if asks:
             self._back_off()
         async with self._handshake:
-            await self._follow(self.session.greeted(message))
+            await self._follow(self.session.greeted(message, tuple(self.settlement.unsettled)))
 
     async def _follow(self, effects: list[sessions.Effect]) -> None:
         """Run the session's effects; what they yield goes back into it, unless the session has ended meanwhile."""

@@ -176,7 +176,8 @@ class SupplyServer:
                 while await self.anything_waits():
                     self._moved.clear()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._moved.wait(), 0.25)
+                        async with asyncio.timeout(0.25):
+                            await self._moved.wait()
                 return True
         return False
 
