@@ -181,7 +181,7 @@ class Agreement:
     async def _allocate(self) -> None:
         if not self._allocating or not self._in_stock or self._link.starved:
             return
-        for key, local in self._local.items():
+        for key, local in list(self._local.items()):  # an application may come while the vault is asked
             remote = self._remote.get((key[1], key[0]))
             if not local.connected or remote is None or not remote.connected:
                 continue
