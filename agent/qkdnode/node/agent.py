@@ -171,10 +171,12 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._vault is not None:
             # A disk that is full must not hide why the node stops, nor keep the keys from being wiped.
-            with contextlib.suppress(VaultError):
-                self._vault.call(ask.RecordEvent(event=NodeEvent(**self._leaf("node.stopped", self._config.node.name))))
-            with contextlib.suppress(VaultError):
-                await asyncio.to_thread(self._vault.close)
+            leaf = NodeEvent(**self._leaf("node.stopped", self._config.node.name))
+            for last in (lambda vault: vault.call(ask.RecordEvent(event=leaf)), Vault.close):
+                try:
+                    await asyncio.to_thread(last, self._vault)
+                except VaultError as error:
+                    self._log.error("the vault did not take the stop", reason=str(error))
         self._log.info("stopped", **final)
 
     async def _drain(self) -> None:
