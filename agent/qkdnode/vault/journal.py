@@ -227,7 +227,7 @@ class Journal:
                     "SELECT position, leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position",
                     (seen.frontier.size, min(wanted.size, seen.frontier.size + limit)),
                 )
-                for position, leaf in rows:
+                for position, leaf in rows.fetchall():  # a cursor that an error leaves open would lock the file
                     _verify_entry(seen, position, leaf)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
