@@ -11,12 +11,12 @@ from qkdnode.errors import VaultError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import schema
 from qkdnode.vault.core import VaultCore
-from qkdnode.vault.requests import RecordEvent, Status
+from qkdnode.vault.requests import RecordEvents, Status
 from qkdnode.vault.root import CredentialFile
 
 PATH = Path("virtual/vault.db")
 PUBLIC = bytes(32)
-STEPS = 6
+STEPS, EVENTS = 5, 20
 
 
 class PowerCut:
@@ -50,10 +50,10 @@ def opened(disk: VirtualDisk, credential: Path, *, create: bool) -> VaultCore:
     )
 
 
-def event(number: int) -> RecordEvent:
-    return RecordEvent(
-        event=NodeEvent(time_ns=number, node="a", topic="node", kind="node.tried", subject=f"try {number}")
-    )
+def events(number: int) -> RecordEvents:
+    """Enough to make the file grow."""
+    event = NodeEvent(time_ns=number, node="a", topic="node", kind="node.tried", subject=f"try {number}")
+    return RecordEvents(events=(event,) * EVENTS)
 
 
 def live(disk: VirtualDisk, credential: Path) -> int:
@@ -64,10 +64,10 @@ def live(disk: VirtualDisk, credential: Path) -> int:
     except (VaultError, OSError):
         return answered
     for number in range(STEPS):
-        (outcome,) = core.group([event(number)])
+        (outcome,) = core.group([events(number)])
         if outcome.error is not None or disk.lost_power:
             break
-        answered += 1
+        answered += EVENTS
     core.close()
     return answered
 
@@ -97,16 +97,21 @@ def violations(credential: Path) -> tuple[int, int]:
     return states, wrong
 
 
+EARLY = "PRAGMA wal_autocheckpoint = 3"  # so that a power loss meets the write-ahead log on its way into the file
+
+
 @pytest.fixture
-def credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root; the write-ahead log goes into the file early, so that a power loss meets that too."""
-    monkeypatch.setattr(schema, "PRAGMAS", (*schema.PRAGMAS, "PRAGMA wal_autocheckpoint = 3"))
+def credential(tmp_path: Path) -> Path:
     file = tmp_path / "credential"
     file.write_bytes(b"0123456789abcdef")
     return file
 
 
-def test_what_was_answered_is_there_after_any_power_loss(credential: Path) -> None:
+@pytest.mark.parametrize("more", [(), (EARLY,)], ids=["checkpoint later", "checkpoint early"])
+def test_what_was_answered_is_there_after_any_power_loss(
+    credential: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(schema, "PRAGMAS", (*schema.PRAGMAS, *more))
     states, wrong = violations(credential)
     assert states > 400
     assert wrong == 0
@@ -127,5 +132,5 @@ def test_without_directory_syncs_the_switch_to_wal_may_be_undone(
     """Negative control: why the vault is opened with synchronous = EXTRA at first."""
     pragmas = tuple(pragma for pragma in schema.PRAGMAS if "EXTRA" not in pragma)
     assert pragmas != schema.PRAGMAS
-    monkeypatch.setattr(schema, "PRAGMAS", pragmas)
+    monkeypatch.setattr(schema, "PRAGMAS", (*pragmas, EARLY))
     assert violations(credential)[1] > 0
