@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 from collections.abc import Hashable, Iterable
 from functools import cache
 from typing import Any
@@ -132,10 +133,15 @@ def export_seeds() -> list[bytes]:
 
 def as_export(rng: random.Random, data: bytes) -> bytes:
     """Lines of an export; hashes, numbers and signatures put right half of the time."""
+    if rng.random() < 0.1:
+        return _HASH.sub(lambda match: rng.choice((match[0].upper(), b" " + match[0], match[0][:-2], b"")), data, count=1)
     data = as_json_lines(rng, data)
     if rng.random() < 0.4:
         data = _with_other_leaf(rng, data)
     return sound_anew(data) if rng.random() < 0.5 else data
+
+
+_HASH = re.compile(rb"[0-9a-f]{64}")
 
 
 def _with_other_leaf(rng: random.Random, data: bytes) -> bytes:

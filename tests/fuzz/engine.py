@@ -20,7 +20,7 @@ import msgspec
 
 from fuzz.mutation import Mutator, as_bytes
 
-SECONDS_PER_INPUT = 2.0  # of this thread's CPU time
+SECONDS_PER_INPUT = 1.0  # of this thread's CPU time
 SECONDS_PER_BYTE = 20e-6
 BYTES_PER_INPUT = 4 << 20
 BYTES_PER_BYTE = 256
@@ -78,7 +78,7 @@ class Runaway(BaseException):
     """Not an Exception: no parser's own handler may swallow it."""
 
 
-_VALUES = re.compile(r"0x[0-9a-f]+|[0-9]+|'[^']*'|\"[^\"]*\"")
+_VALUES = re.compile(r"0x[0-9a-f]+|[0-9]+|'[^']*'|\"[^\"]*\"|`[^`]*`")
 
 
 def wording(error: BaseException) -> str:
@@ -207,6 +207,7 @@ def search(
     rng = random.Random(f"{seed} {target.name}")
     judge = Judge(target)
     pool = [*target.seeds(), *corpus]
+    first = len(pool)
     findings: dict[str, Finding] = {}
 
     def attempt(data: bytes) -> bool:
@@ -226,8 +227,8 @@ def search(
             for _ in range(inputs):
                 if len(findings) >= stop_at:
                     break
-                # Half of the time from the newest: what was reached last is least explored.
-                data = rng.choice(pool if rng.random() < 0.5 else pool[-8:])
+                # The seeds, which are few and sound; the newest, for what was reached last is least explored; any other.
+                data = rng.choice(rng.choice((pool[:first], pool[-8:], pool)))
                 for _ in range(rng.choice((1, 1, 1, 2, 3))):
                     mutate = rng.choice(target.mutators) if rng.random() < 0.8 else as_bytes
                     data = mutate(rng, data)[: target.max_bytes]

@@ -223,7 +223,10 @@ def as_msgpack(rng: random.Random, data: bytes) -> bytes:
         tree = msgspec.msgpack.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return as_bytes(rng, data)
-    return pack(mutated_tree(rng, tree) if rng.random() < 0.9 else tree, rng)
+    try:
+        return pack(mutated_tree(rng, tree) if rng.random() < 0.9 else tree, rng)
+    except RecursionError:  # a tree that is already deep
+        return as_bytes(rng, data)
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
@@ -261,7 +264,10 @@ def as_json(rng: random.Random, data: bytes) -> bytes:
         tree = json.loads(data)
     except (ValueError, RecursionError):
         return as_bytes(rng, data)
-    return dump(rng, mutated_tree(rng, tree) if rng.random() < 0.9 else tree).encode("utf-8", "surrogatepass")
+    try:
+        return dump(rng, mutated_tree(rng, tree) if rng.random() < 0.9 else tree).encode("utf-8", "surrogatepass")
+    except RecursionError:
+        return as_bytes(rng, data)
 
 
 def as_json_lines(rng: random.Random, data: bytes) -> bytes:

@@ -1,16 +1,20 @@
 """Between a node and its applications: outer messages, the session's agreement, what is sealed in it, and the ZAP gate."""
 
-import msgspec
 from collections.abc import Hashable, Iterable
 from functools import cache
 from typing import Any, get_args
 
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from fuzz.engine import Violation
 from fuzz.examples import example, integers
+from fuzz.files import identity_of
 from fuzz.mutation import Mutator, as_bytes, as_msgpack, pack
 from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.gate import GRANTED, MALFORMED, REFUSED, Gate
-from qkdnode.channel.identity import OwnIdentity, make_identity
+from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.session import Opening, Session, accept
 from qkdnode.client.subscriber import KeyArrived, Subscriber
 from qkdnode.errors import AuthenticationError, RemoteProtocolError
@@ -84,7 +88,7 @@ def take_from_node(data: bytes) -> Iterable[Hashable]:
 
 @cache
 def _identities() -> tuple[OwnIdentity, OwnIdentity]:
-    return make_identity("node", "node-a"), make_identity("application", "payroll")
+    return identity_of("node", "node-a"), identity_of("application", "payroll")
 
 
 def _publics() -> tuple[NodeIdentity, ApplicationIdentity]:
@@ -107,15 +111,18 @@ def draw_into(view: memoryview) -> None:
 
 @cache
 def _opening_seeds() -> tuple[bytes, ...]:
-    node, application = _identities()
-    opening = Opening(application, _publics()[0], draw_into)
-    answer, session = accept(opening.message, node, _publics()[1], draw_into, 0.0)
-    session.release()
-    return tuple(bytes([signed]) + supply.encode(m) for signed in (0, 1) for m in (opening.message, answer))
+    application, (node_public, public) = _identities()[1], _publics()
+    x25519 = X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(bytes(range(64))).public_key().public_bytes_raw()
+    opening = supply.Open(supply.VERSION, "payroll", x25519, mlkem, bytes(32), bytes(64))
+    digest = supply.open_transcript(node_public.name, node_public.ed25519, public.ed25519, opening)
+    opening = msgspec.structs.replace(opening, signature=application.sign(digest))
+    answer = supply.Accept(bytes(8), x25519, bytes(supply.MLKEM_CIPHERTEXT_BYTES), bytes(32), bytes(64))
+    return tuple(bytes([signed]) + supply.encode(message) for signed in (0, 1) for message in (opening, answer))
 
 
 def agreement_seeds() -> list[bytes]:
-    """A true Open and Accept, sent as they are and signed anew after mutation."""
+    """A true Open, and an Accept; either sent as it is, or signed anew after mutation."""
     return list(_opening_seeds())
 
 
@@ -130,7 +137,7 @@ def take_agreement(data: bytes) -> Iterable[Hashable]:
             message = msgspec.structs.replace(message, signature=application.sign(digest))
         answer, session = accept(message, node, application_public, draw_into, 0.0)
         session.release()
-        if not signed and data not in _opening_seeds():
+        if not signed and data[1:] not in (seed[1:] for seed in _opening_seeds()):
             raise Violation("an Open that its application did not sign was accepted")
         return ("open", len(answer.session))
     if isinstance(message, supply.Accept):
@@ -266,10 +273,6 @@ def take_from_authentic_node(data: bytes) -> Iterable[Hashable]:
         return (arrived, ends.subscriber.discarded, ends.subscriber.repeated)
     finally:
         ends.close()
-
-
-class _Raw(msgspec.Struct):
-    text: bytes
 
 
 def _seal_bytes(session: Session, body: bytes, material: SecretBuffer | None = None) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 from vaults import HERE, LINK, End, Pair, contents
 
 from fuzz.engine import Violation
+from fuzz.files import IN_MEMORY
 from fuzz.mutation import pack
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import KeyId
@@ -36,7 +37,7 @@ class Pristine(msgspec.Struct, frozen=True):
 
 @cache
 def pristine() -> Pristine:
-    place = tempfile.TemporaryDirectory(prefix="qkdnode-fuzz-vault-")
+    place = tempfile.TemporaryDirectory(prefix="qkdnode-fuzz-vault-", dir=IN_MEMORY)
     _kept.append(place)
     folder = Path(place.name)
     folder.chmod(0o700)
@@ -59,7 +60,10 @@ def vault_seeds() -> list[bytes]:
 
 def _tamper(path: Path, data: bytes) -> None:
     table, column, row = CELL.unpack_from(data.ljust(CELL.size, b"\0"))
-    value = msgspec.msgpack.decode(data[CELL.size :])
+    try:
+        value = msgspec.msgpack.decode(data[CELL.size :])
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise VaultError("no value to write") from None
     if table == FILE:
         if not isinstance(value, bytes):
             raise VaultError("not bytes")
