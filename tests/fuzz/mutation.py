@@ -99,7 +99,9 @@ def other_value(rng: random.Random, value: Any) -> Any:
         case bool():
             return not value
         case int():
-            return rng.choice((*BOUNDS, value + 1, value - 1, value * 2, -value, float(value) if abs(value) < 2**60 else 0))
+            if rng.random() < 0.5:
+                return rng.choice((value + 1, value + 1, max(0, value - 1), value * 2, -value))
+            return rng.choice((*BOUNDS, float(value) if abs(value) < 2**60 else 0))
         case float():
             return rng.choice((*FLOATS, value * 2, -value, int(value) if abs(value) < 1e15 else 0))
         case str():
