@@ -30,7 +30,7 @@ from qkdnode.errors import (
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import allocations, batches, keys, links, log, outbox, schema, segments
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
-from qkdnode.vault.requests import EventsAfter, OpenKey, ProvisionLink, Request, StorePending, StoreReady
+from qkdnode.vault.requests import EventsAfter, OpenKey, OpenKeys, ProvisionLink, Request, StorePending, StoreReady
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
@@ -229,7 +229,7 @@ class Vault:
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
-        if isinstance(request, OpenKey):
+        if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
             with suppress(Aftermath):
                 return _read(self._store, request)
@@ -271,9 +271,9 @@ class Outcome(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-def _read(store: Store, request: OpenKey) -> Outcome:
+def _read(store: Store, request: OpenKey | OpenKeys) -> Outcome:
     try:
-        return Outcome(HANDLERS[OpenKey](store, request))
+        return Outcome(HANDLERS[type(request)](store, request))
     except QkdnodeError as error:
         return Outcome(error=error)
 
