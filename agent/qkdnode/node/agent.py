@@ -31,6 +31,7 @@ from qkdnode.watch.alarms import AlarmCode
 
 DRAIN_LOOK_S = 0.05
 GOODBYE_S = 0.1
+READ_LOG_PAUSE_S = 0.05  # 512 entries take some 5 ms
 
 
 class Agent:
@@ -47,6 +48,7 @@ class Agent:
         self._vault: NodeVault | None = None
         self._supply: SupplyServer | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._reading: asyncio.Task[None] | None = None
         self._stopping = False
         self._refusals = Throttle(burst=10, per_s=0.1)
 
@@ -100,6 +102,7 @@ class Agent:
         if self._supply is not None:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
+        self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._log.info("started")
@@ -122,6 +125,8 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
+        if self._reading is not None:
+            self._reading.cancel()
         for link in self._links.values():
             link.link.stop_distilling()
             link.link.agreement.stop_allocating()
@@ -258,6 +263,17 @@ class Agent:
             self._log.info("entropy pool healthy")
         elif not self._stopping:
             self._recorder.alarm(AlarmCode.NO_ENTROPY, "entropy pool", "no QRNG is healthy: random numbers are refused")
+
+    async def _read_log(self) -> None:
+        """Read a long audit log again, slowly, beside the work: opening the vault did not wait for that."""
+        try:
+            read, size = await self.ask(ask.VerifyLog())
+            while read < size:
+                await asyncio.sleep(READ_LOG_PAUSE_S)
+                read, size = await self.ask(ask.VerifyLog())
+            self._log.info("audit log read", entries=size)
+        except VaultError as error:
+            self._recorder.alarm(error.code, "audit log", str(error))
 
     # --- statistics ------------------------------------------------------------------------------------------------
 

@@ -130,12 +130,11 @@ def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
 def taken(store: Store, ids: Sequence[bytes]) -> bool:
     """Whether any of these ids was ever a key's."""
     numbers = _numbers(store, ids)
-    for (key_ids,) in store.connection.execute(
-        f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})", numbers
-    ):
-        if not set(split(key_ids)).isdisjoint(ids):
-            return True
-    return False
+    if not numbers:
+        return False
+    statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
+    rows: list[Any] = store.connection.execute(statement, numbers).fetchall()
+    return not {key_id for (held,) in rows for key_id in split(held)}.isdisjoint(ids)
 
 
 def move(

@@ -151,12 +151,13 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
 
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
-    number = _association(store, request.association)
-    (count,) = store.connection.execute(
-        f"SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding AND state = '{HELD}'",
-        (number,),
-    ).fetchone()
-    return int(count)
+    return int(
+        store.scalar(
+            "SELECT coalesce(sum(outstanding), 0) FROM bundles "
+            f"WHERE association = ? AND outstanding AND state = '{HELD}'",
+            _association(store, request.association),
+        )
+    )
 
 
 _RECEIVABLE = (STATE_LETTERS[READY], STATE_LETTERS[DELIVERED])
@@ -188,11 +189,11 @@ def _in_state(chosen: Chosen, letters: Sequence[int]) -> list[int]:
 
 
 def _association(store: Store, wanted: Association) -> int | None:
-    row = store.connection.execute(
+    rows: list[Any] = store.connection.execute(
         "SELECT number FROM associations WHERE local = ? AND remote = ? AND source = ?",
         (wanted.local, wanted.remote, wanted.source),
-    ).fetchone()
-    known = None if row is None else store.get_association(row[0])
+    ).fetchall()
+    known = store.get_association(rows[0][0]) if rows else None
     return None if known is None or known.association != wanted else known.number
 
 
