@@ -159,6 +159,7 @@ class Rules:
         if not self.breaches:
             self._check_batches(lives)
             self._check_keys()
+            self._check_deliveries(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
@@ -203,6 +204,13 @@ class Rules:
         allocated = self.cut[ALICE] | self.cut[BOB]
         self._demand(allocated - self.refused == alice, f"lost: {allocated - self.refused - alice}")
         self._demand(not self.refused & (alice | bob), "a refused key was delivered")
+
+    def _check_deliveries(self, lives: dict[str, Life]) -> None:
+        """Each end knows that the other has delivered."""
+        for role, life in lives.items():
+            both = life.vault.call(ask.Status()).keys_delivered_both
+            known = len(self.acknowledged[role])
+            self._demand(both == known, f"{role} knows of {both} keys delivered at both ends, of {known} that are")
 
     def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""

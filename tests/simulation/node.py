@@ -94,10 +94,10 @@ class SimulatedVault:
         if self._site.disk.lost_power:
             self._site.ended_by_disk()
             return
+        self._site.leaves = self.core._store.journal.size
         for (request, _), outcome in zip(taken, outcomes, strict=True):
             if outcome.error is None:
                 self._site.journalled(request, outcome.value)
-        self._site.leaves = self.core._store.journal.size
         self._life.loop.call_later(SYNC_S, self._answer, taken, outcomes)
 
     def _answer(self, taken: list[tuple[Request, asyncio.Future[Any]]], outcomes: list[Outcome]) -> None:

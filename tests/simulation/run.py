@@ -31,6 +31,7 @@ from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
+from qkdnode.vault import requests as ask
 from qkdnode.wire import codec
 from simulation.life import Life, SimulationLoop
 from simulation.network import Network, replaced
@@ -183,8 +184,17 @@ class NodeView:
 class Simulation:
     """Plays one integer."""
 
-    def __init__(self, seed: int, *, hours: float, faults_per_hour: float) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        hours: float,
+        faults_per_hour: float,
+        faults: "dict[str, Callable[[Simulation], None]] | None" = None,
+        lit_s: float = LIT_S,
+    ) -> None:
         self.seed, self._hours, self._faults_per_hour = seed, hours, faults_per_hour
+        self._kinds, self._lit_s = FAULTS if faults is None else faults, lit_s
         self.loop = SimulationLoop()
         self.loop.set_exception_handler(lambda _, context: self._fault(str(context.get("exception") or context)))
         self.draws = random.Random(seed)
@@ -195,11 +205,12 @@ class Simulation:
         self.calm = False
         self.faults = 0
         self._next_frame: Callable[[bytes], list[tuple[bytes, float]]] | None = None
+        self._last_request: type[ask.Request] | None = None
         self.sites = {
             role: Site(
                 role,
                 draws=random.Random(f"{seed} {role}"),
-                journalled=self.rules.journalled,
+                journalled=self._journalled,
                 breach=self.rules.breaches.append,
                 light=self._light,
                 ended_by_disk=self._ended_by_disk,
@@ -250,17 +261,17 @@ class Simulation:
             if self.loop.time() + pause > until:
                 break
             await asyncio.sleep(pause)
-            name = self.draws.choice(sorted(FAULTS))
+            name = self.draws.choice(sorted(self._kinds))
             self.faults += 1
             self.tell(f"fault: {name}")
-            FAULTS[name](self)
+            self._kinds[name](self)
         if not self.rules.breaches:
             await self._settle(max(0.0, until - self.loop.time()))
 
     async def _settle(self, rest_s: float) -> None:
         await asyncio.sleep(rest_s)
         self.calm = True
-        self._next_frame = None
+        self._next_frame = self._last_request = None
         for site in self.sites.values():
             site.has_entropy, site.disk.on_operation = True, None
         self.network.blocked.clear()
@@ -274,7 +285,11 @@ class Simulation:
                 self.lives[role].context.run(self._stop_making, role)
             if self.rules.settled(views):
                 break
-        self.rules.check(views)
+        down = [role for role in ROLES if not self._is_up(role)]
+        if down:
+            self.rules.breaches.append(f"{down} did not come up again within {SETTLES_WITHIN_S:g} s")
+        else:
+            self.rules.check(views)
 
     def _stop_making(self, role: str) -> None:
         link = self.agents[role]._links[LINK].link
@@ -282,7 +297,7 @@ class Simulation:
         link.agreement.stop_allocating()
 
     def _is_up(self, role: str) -> bool:
-        return self.lives[role].alive and LINK in self.agents[role]._links
+        return self.lives[role].alive and self.sites[role].vault is not None and LINK in self.agents[role]._links
 
     async def _end(self) -> None:
         for life in self.lives.values():
@@ -376,6 +391,13 @@ class Simulation:
     def _down_s(self) -> float:
         return self.draws.choice([0.5, 3.0, 20.0, 120.0])
 
+    def _journalled(self, role: str, request: Any, answer: Any) -> None:
+        self.rules.journalled(role, request, answer)
+        if type(request) is self._last_request:
+            self._last_request = None
+            self.tell(f"{role} ends when {type(request).__name__} is journalled")
+            self._kill(role, self._down_s(), None)
+
     # --- the wire ---
 
     def _on_frame(self, life: Life, endpoint: str, frame: bytes) -> list[tuple[bytes, float]]:
@@ -390,7 +412,7 @@ class Simulation:
         return act(frame)
 
     def _light(self, now_s: float) -> bool:
-        return not self.calm and now_s % PERIOD_S < LIT_S
+        return not self.calm and now_s % PERIOD_S < self._lit_s
 
     # --- what goes wrong ---
 
@@ -417,6 +439,18 @@ def _at_disk_operation(simulation: Simulation, how: str) -> None:
 
     simulation._how_disk_ends[role] = how
     site.disk.on_operation = count
+
+
+DECISIVE = (
+    ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
+    ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.ReservePads,
+)  # fmt: skip
+
+
+def _at_request(simulation: Simulation, settling: bool = False) -> None:
+    """The next request of some kind is journalled, but nobody hears the answer."""
+    kind = simulation.draws.choice(DECISIVE[:4] if settling else DECISIVE)
+    simulation._last_request = kind
 
 
 def _disk_fails(simulation: Simulation, error: type[Exception]) -> None:
@@ -477,6 +511,8 @@ FAULTS: dict[str, Callable[[Simulation], None]] = {
     "power loss at both": _power_both,
     "kill at a disk operation": lambda s: _at_disk_operation(s, "kill"),
     **{f"power loss at a disk operation, {how}": functools.partial(_at_disk_operation, how=how) for how in LOSSES},
+    "kill at a request": _at_request,
+    "kill while a Batch settles": functools.partial(_at_request, settling=True),
     "an application is killed": lambda s: s._kill(APPLICATIONS[s._some_role()], s._down_s(), None),
     "the link is cut": lambda s: s.network.cut(LINK_AT, s.draws.choice([2.0, 15.0, 400.0])),
     "the link's connection breaks": lambda s: s.network.reset(LINK_AT),
