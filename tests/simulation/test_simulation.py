@@ -1,6 +1,7 @@
 """The simulation's short form; `make simulate` plays hundreds of runs."""
 
 import pytest
+
 from simulation.controls import CONTROLS, Control
 from simulation.run import Simulation
 
