@@ -90,7 +90,8 @@ class SupplyServer:
     """Supplies provisioned applications, each with its own keys and with nothing of anybody else's.
 
     `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
-    `on_subscription` is told when one begins, changes and ends. `record` journals access events. At most `credit` keys
+    `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
+    journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
     of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
     `lapse_s` is taken as gone.
     """
@@ -106,13 +107,14 @@ class SupplyServer:
         on_subscription: Callable[[SubscriptionState], None],
         record: Record,
         key_class: str,
+        on_delivered: Callable[[Association], None] = lambda association: None,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
     ) -> None:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
-        self._on_subscription, self._record = on_subscription, record
+        self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -417,6 +419,8 @@ class SupplyServer:
             frame = connection.attendant.record(ids)
             if frame is not None:
                 self._send(connection, frame)
+            if (held := connection.attendant.subscription) is not None:
+                self._on_delivered(held.association)
             connection.wanted.set()
             self._moved.set()
         connection.settling = False
