@@ -6,17 +6,20 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from vaults import FIRST, HERE, LINK, End, Pair, contents, material_of, waiting
+from vaults import FIRST, HERE, LINK, PUBLIC, End, Pair, contents, material_of, waiting
 
 from qkdnode.audit.events import KeyEvent
+from qkdnode.audit.verifier import verify
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, BatchId, KeyId
+from qkdnode.vault.export_reader import export_audit
 from qkdnode.vault.requests import (
     AcceptAllocation,
     AllocateKeys,
     AllocationAnswered,
     ApplicationOutbox,
     Associate,
+    Checkpoint,
     Delivery,
     KeysDelivered,
     NeighbourOutbox,
@@ -268,6 +271,10 @@ def test_keys_of_one_request_take_one_leaf_for_each_step_and_the_leaf_names_them
     assert len(set(allocated.keys or ())) == 128
     assert {allocated.subject, ready.subject, gone.subject} == {f"bundle/{LINK}/{waiting_number(allocated, pair)}"}
     assert gone.details == {"session": 7}
+    pair.alice.call(Checkpoint())
+    lines: list[str] = []
+    export_audit(pair.alice.path, lines.append)
+    assert verify(lines, PUBLIC).valid
 
 
 def waiting_number(allocated: KeyEvent, pair: Pair) -> int:
