@@ -29,6 +29,7 @@ ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
 RESEND_S = 5.0  # an entry that the peer could not journal is sent again
+SWEEP_S = 2.5  # how often the whole outbox is looked at for those
 TOGETHER = 128  # keys of one request: so many are allocated as soon as there is room
 GATHER_S = 0.03  # fewer wait so long for more room, unless half of what may be outstanding is missing
 OUTBOX_PAGE = 64
@@ -260,7 +261,7 @@ class Agreement:
         now = self._link.around.monotonic_ns()
         if now < self._retry_at_ns:
             return
-        if now - self._swept_ns > RESEND_S * 1e9:
+        if now - self._swept_ns > SWEEP_S * 1e9:
             self._swept_ns, self._sent_up_to = now, -1
         while entries := await self._ask(
             ask.NeighbourOutbox(link=self._link.name, limit=OUTBOX_PAGE, after=self._sent_up_to)

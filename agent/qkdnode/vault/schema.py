@@ -151,7 +151,7 @@ CREATE TABLE bundles (
 );
 CREATE INDEX bundles_of_application ON bundles (application, delivery) WHERE delivery IS NOT NULL;
 CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery) WHERE delivery IS NOT NULL;
-CREATE INDEX bundles_outstanding ON bundles (association, outstanding) WHERE outstanding AND state = 'held';
+CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';
 
 -- Place is the Bundle's number times 128 and the place in it; what a row belongs to is authenticated with it.
 CREATE TABLE keys (
