@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.identity import OwnIdentity, make_identity
 from qkdnode.channel.session import MAX_MESSAGES, Opening, Session, accept, draw_from_system
+from qkdnode.client import subscriber
 from qkdnode.client.subscriber import KeyArrived, Refusal, Subscriber, Transmit
 from qkdnode.client.subscriber import Outcome as ClientOutcome
-from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyError, RemoteProtocolError
+from qkdnode.errors import AuthenticationError, LocalProtocolError, MemoryLockError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer, equal
 from qkdnode.supply import protocol
@@ -415,6 +416,28 @@ def test_of_keys_sent_again_together_the_new_ones_are_reported() -> None:
     world.settle()
     assert len(world.yielded) == 3
     assert world.outbox == {}
+
+
+def test_keys_for_which_no_memory_can_be_locked_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = subscribed_world(keys=3)
+
+    class Short:
+        left = 2
+
+        @classmethod
+        def copy_of(cls, source: memoryview) -> SecretBuffer:
+            cls.left -= 1
+            if cls.left < 0:
+                raise MemoryLockError("cannot lock 32 bytes")
+            return SecretBuffer.copy_of(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subscriber, "SecretBuffer", Short)
+        world.pass_to_application(world.to_application.pop(0))
+    assert len(world.yielded) == 2
+    assert "cannot lock" in world.subscriber.failure
+    world.settle()
+    assert len(world.yielded) == 3
 
 
 def test_keys_that_do_not_fit_together_are_not_sealed() -> None:

@@ -7,7 +7,7 @@ import msgspec
 from qkdnode.access.identities import NodeIdentity
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.session import DrawInto, Opening, Session, draw_from_system
-from qkdnode.errors import AuthenticationError, RemoteProtocolError
+from qkdnode.errors import AuthenticationError, MemoryLockError, RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire.supply import (
@@ -209,9 +209,13 @@ class Subscriber:
                     self.repeated += 1
                     again += [key_id] * (key_id in self._acknowledged)
                     continue
+                try:
+                    with view[place * size : (place + 1) * size] as its:
+                        own = SecretBuffer.copy_of(its)
+                except MemoryLockError as error:
+                    self.failure = str(error)  # this key and those behind it come again
+                    break
                 self._held.add(key_id)
-                with view[place * size : (place + 1) * size] as its:
-                    own = SecretBuffer.copy_of(its)
                 outcomes.append(KeyArrived(key_id, association, body.size_bits, body.key_class, own))
         return outcomes + (self.acknowledge(again, now_s) if again else [])
 
