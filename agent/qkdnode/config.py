@@ -62,7 +62,8 @@ class EmulatedEntropy(Section, frozen=True):
     epoch_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     bytes_per_second: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 1_000_000
     bias: Annotated[float, Meta(ge=-0.5, le=0.5)] = 0.01  # P(bit = 1) - 1/2
-    stuck_after_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # from there on the raw stream repeats one byte
+    # from there on the raw stream repeats one byte
+    stuck_after_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class RootKeySource(Section, frozen=True):

@@ -27,17 +27,21 @@ def main() -> int:
     seed = options.seed if options.seed is not None else 1 if SHORT else random.SystemRandom().randrange(2**31)
     print(f"fuzz: seed {seed}", flush=True)
     folder = Path(options.findings)
-    with guided.start(options.target, seed, SHORT, folder) as guide, sanitized.start(options.target, seed, SHORT, folder) as native:
+    with (
+        guided.start(options.target, seed, SHORT, folder) as guide,
+        sanitized.start(options.target, seed, SHORT, folder) as native,
+    ):
         inputs, findings = _search(targets, seed, options.rounds, None if SHORT else options.seconds, options.corpus)
         planted, missed = _controls(options.target, seed)
         lanes = [guide.finish(), native.finish()]
     planted, missed = planted + sum(lane.planted for lane in lanes), missed + sum(lane.missed for lane in lanes)
     for finding in findings:
-        _save(finding, folder)
+        save(finding, folder)
     bad = len(findings) + sum(lane.findings for lane in lanes)
     engines = ", ".join(["line coverage with structured mutation", *(lane.engine for lane in lanes)])
+    inputs += sum(lane.inputs for lane in lanes)
     print(
-        f"fuzz: seed {seed}, {len(targets)} targets, {inputs + sum(lane.inputs for lane in lanes):,} inputs, {bad} findings, "
+        f"fuzz: seed {seed}, {len(targets)} targets, {inputs:,} inputs, {bad} findings, "
         f"{planted - missed} of {planted} planted bugs caught, {time.monotonic() - began:.0f} s; engines: {engines}"
     )
     return 1 if bad or missed or any(lane.failed for lane in lanes) else 0
@@ -45,7 +49,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, help="all inputs follow from it (default: drawn and printed; 1 with FUZZ_SHORT=1)")
+    parser.add_argument(
+        "--seed", type=int, help="all inputs follow from it (default: drawn and printed; 1 with FUZZ_SHORT=1)"
+    )
     parser.add_argument("--rounds", type=int, help="end after so many rounds over all targets")
     parser.add_argument("--seconds", type=float, default=600.0, help="begin no new round after so long (default 600)")
     parser.add_argument("--target", choices=sorted(TARGET_OF_NAME), metavar="NAME", help="only this one")
@@ -55,7 +61,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _search(targets: list[Target], seed: int, rounds: int | None, seconds: float | None, corpus: Path | None) -> tuple[int, list[Finding]]:  # fmt: skip
+def _search(
+    targets: list[Target], seed: int, rounds: int | None, seconds: float | None, corpus: Path | None
+) -> tuple[int, list[Finding]]:
     """Rounds until one of the limits, one if there is none; no finding is reported twice."""
     began, inputs, number = time.monotonic(), 0, 0
     findings: dict[tuple[str, str], Finding] = {}
@@ -63,9 +71,13 @@ def _search(targets: list[Target], seed: int, rounds: int | None, seconds: float
         for target in targets:
             kept: list[bytes] = []
             statistics, found = search(
-                target, seed=seed + number, inputs=max(LEAST, int(INPUTS / target.cost)), stop_at=3,
-                corpus=_read(corpus, target), kept=kept,
-            )  # fmt: skip
+                target,
+                seed=seed + number,
+                inputs=max(LEAST, int(INPUTS / target.cost)),
+                stop_at=3,
+                corpus=_read(corpus, target),
+                kept=kept,
+            )
             inputs += statistics.inputs
             for finding in found:
                 findings.setdefault((finding.target, finding.what), finding)
@@ -102,7 +114,8 @@ def _controls(only: str | None, seed: int) -> tuple[int, int]:
     return planted, missed
 
 
-def _save(finding: Finding, folder: Path) -> None:
+def save(finding: Finding, folder: Path) -> None:
+    """Keep the input of a finding and say how to see it again."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / finding.file_name
     path.write_bytes(finding.input)
@@ -117,15 +130,18 @@ def _interpreter() -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "python"
 
 
-def _replay(path: Path) -> int:
-    name = path.name.split("-")[0].replace(".", "/", 1)
+def target_of(path: Path) -> Target:
+    """The target of a saved input: its file's name begins with it."""
     matching = [target for target in TARGETS if path.name.startswith(target.name.replace("/", ".") + "-")]
     if not matching:
-        if path.name.startswith("c."):
-            return sanitized.replay(path)
-        print(f"fuzz: {path} names no target ({name})", file=sys.stderr)
-        return 2
-    finding = replay(max(matching, key=lambda target: len(target.name)), path.read_bytes())
+        raise SystemExit(f"fuzz: the name of {path} does not begin with that of a target")
+    return max(matching, key=lambda target: len(target.name))
+
+
+def _replay(path: Path) -> int:
+    if path.name.startswith("c."):
+        return sanitized.replay(path)
+    finding = replay(target_of(path), path.read_bytes())
     print(f"{path}: {'in order' if finding is None else finding.what}")
     return 0 if finding is None else 1
 

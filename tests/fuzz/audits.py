@@ -22,8 +22,13 @@ ORIGIN = "node-a.audit"
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = PRIVATE.public_key().public_bytes_raw()
 KINDS: tuple[type[events.Event], ...] = (
-    events.KeyEvent, events.LinkEvent, events.DeviceEvent, events.AccessEvent, events.AlarmEvent, events.NodeEvent,
-)  # fmt: skip
+    events.KeyEvent,
+    events.LinkEvent,
+    events.DeviceEvent,
+    events.AccessEvent,
+    events.AlarmEvent,
+    events.NodeEvent,
+)
 
 
 @cache
@@ -56,7 +61,7 @@ def take_leaf(leaf: bytes) -> Iterable[Hashable]:
     return (type(event), len(event.details))
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------------
+# --- checkpoints  ---
 
 
 def note_of(leaves: tuple[bytes, ...], time_ns: int | None = 5) -> str:
@@ -78,7 +83,19 @@ def as_note(rng: random.Random, data: bytes) -> bytes:
     if choice < 0.4:
         lines[at] = as_bytes(rng, lines[at])
     elif choice < 0.5:
-        lines[at] = rng.choice((b"0", b"00", b"9223372036854775808", b"1" * 19, b"1" * 30, b"time_ns 0", b"time_ns -1", b"a b", b"\xc2\xa0"))  # fmt: skip
+        lines[at] = rng.choice(
+            (
+                b"0",
+                b"00",
+                b"9223372036854775808",
+                b"1" * 19,
+                b"1" * 30,
+                b"time_ns 0",
+                b"time_ns -1",
+                b"a b",
+                b"\xc2\xa0",
+            )
+        )
     elif choice < 0.6 and lines[at].endswith(b"="):
         lines[at] = _other_spelling(lines[at])
     else:
@@ -117,12 +134,13 @@ def take_note(data: bytes) -> Iterable[Hashable]:
         raise Violation("a note parses to other signatures than it holds")
     verified = checkpoint.verify(text, PUBLIC)
     PRIVATE.public_key().verify(
-        next(s.signature for s in note.signatures if s.key_id == checkpoint.key_id(parts.origin, PUBLIC)), note.body.encode()
+        next(s.signature for s in note.signatures if s.key_id == checkpoint.key_id(parts.origin, PUBLIC)),
+        note.body.encode(),
     )
     return (verified.time_ns is None, len(note.signatures))
 
 
-# --- the export ------------------------------------------------------------------------------------------------------------------
+# --- the export  ---
 
 
 def export_seeds() -> list[bytes]:
@@ -134,7 +152,9 @@ def export_seeds() -> list[bytes]:
 def as_export(rng: random.Random, data: bytes) -> bytes:
     """Lines of an export; hashes, numbers and signatures put right half of the time."""
     if rng.random() < 0.1:
-        return _HASH.sub(lambda match: rng.choice((match[0].upper(), b" " + match[0], match[0][:-2], b"")), data, count=1)
+        return _HASH.sub(
+            lambda match: rng.choice((match[0].upper(), b" " + match[0], match[0][:-2], b"")), data, count=1
+        )
     data = as_json_lines(rng, data)
     if rng.random() < 0.4:
         data = _with_other_leaf(rng, data)
@@ -173,7 +193,6 @@ def sound_anew(data: bytes) -> bytes:
             pass
         lines.append(line)
     return b"\n".join(lines)
-
 
 
 def take_export(data: bytes) -> Iterable[Hashable]:
@@ -239,7 +258,7 @@ def _wording(text: str) -> tuple[str, ...]:
     return ("".join(c for c in text if not c.isdigit())[:60],)
 
 
-# --- the frontier that the vault stores ----------------------------------------------------------------------------------------------
+# --- the frontier that the vault stores  ---
 
 
 def frontier_seeds() -> list[bytes]:

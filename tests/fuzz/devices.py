@@ -18,9 +18,9 @@ from qkdnode.device.identity import (
     decode_health,
     decode_info,
 )
+from qkdnode.errors import DeviceError
 from qkdnode.native import packets
 from qkdnode.native.packets import PacketScanner
-from qkdnode.errors import DeviceError
 
 SESSION = 1
 TX = types(packets.CHOICES, packets.SYNC, packets.GAP)
@@ -40,8 +40,11 @@ def packet_seeds() -> list[bytes]:
     tx, rx = b"".join(transmitter(6).packets), b"".join(receiver(16).packets[:32])
     gaps = b"".join((qmp.gap(SESSION, 0, 0, 976), qmp.choices(SESSION, 1, 976, bytes(488))))
     tags = b"".join((qmp.sync(SESSION, 0, 0, 5), qmp.tags(SESSION, 1, [((1 << 54) - 1, 1), (1 << 54, 2)])))
-    return [bytes([kind + 3 * reads]) + stream for reads in (0, 5) for kind, stream in
-            ((0, tx), (1, rx), (2, _raw_stream()), (0, gaps), (1, tags))]  # fmt: skip
+    return [
+        bytes([kind + 3 * reads]) + stream
+        for reads in (0, 5)
+        for kind, stream in ((0, tx), (1, rx), (2, _raw_stream()), (0, gaps), (1, tags))
+    ]
 
 
 def cut_up(stream: bytes, reads: int) -> Iterator[bytes]:
@@ -116,8 +119,12 @@ def take_packets(data: bytes) -> Iterable[Hashable]:
     for kind, start, end, reason in whole.pieces:
         if kind == packets.GAP and (start > end or not 1 <= reason <= 4):
             raise Violation(f"a gap from {start} to {end} for reason {reason}")
-    return (how % 3, *((name, min(value, 3)) for name, value in counters.items() if value), len(whole.pieces).bit_length(),
-            *{(piece[0], piece[3]) for piece in whole.pieces})  # fmt: skip
+    return (
+        how % 3,
+        *((name, min(value, 3)) for name, value in counters.items() if value),
+        len(whole.pieces).bit_length(),
+        *{(piece[0], piece[3]) for piece in whole.pieces},
+    )
 
 
 def take_windows(data: bytes) -> Iterable[Hashable]:
@@ -140,20 +147,26 @@ def take_windows(data: bytes) -> Iterable[Hashable]:
             last = window.index
             found += 1
             slots = getattr(window, "slots", None)
-            if slots is not None and slots.size and (int(slots[-1]) >= SLOTS_PER_WINDOW or np.any(np.diff(slots.astype(np.int64)) <= 0)):  # fmt: skip
+            if (
+                slots is not None
+                and slots.size
+                and (int(slots[-1]) >= SLOTS_PER_WINDOW or np.any(np.diff(slots.astype(np.int64)) <= 0))
+            ):
                 raise Violation(f"Window {window.index} holds slots outside it or out of order")
     judgement = assembly.judgement
     return (how % 3, min(found, 4), *((str(reason), min(count, 3)) for reason, count in judgement.discarded.items()))
 
 
-# --- records ---------------------------------------------------------------------------------------------------------------
+# --- records  ---
 
 SERIAL = "RX-1"
 
 
 def record_seeds() -> list[bytes]:
     """Records as a device gives them, behind one byte that says which."""
-    info = struct.pack("<HBBIQQIBBH16s16s", 0x4B51, 1, 2, 0x10200, 20_000_000, 2000, 12800, 2, 3, 7, SERIAL.encode(), b"QKD-Rx")
+    info = struct.pack(
+        "<HBBIQQIBBH16s16s", 0x4B51, 1, 2, 0x10200, 20_000_000, 2000, 12800, 2, 3, 7, SERIAL.encode(), b"QKD-Rx"
+    )
     health = struct.pack("<IIIiiiIIQQQQ", 1, 0, 3, 25_000, 3300, 12, 0, 0, 99, 0, 0, 0)
     config = (2**31).to_bytes(4, "little") + (2).to_bytes(4, "little") + bytes(range(56))
     return [b"\0" + info, b"\1" + health, b"\2" + config]

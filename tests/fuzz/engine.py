@@ -1,8 +1,8 @@
 """The search: inputs that reach new lines, or draw a new answer, are kept and mutated further.
 
-Coverage is the lines of the target's own modules (`sys.settrace`), beside what the target says of itself and the wording
-of refusals with the values taken out: msgspec is C, and its messages tell how deep an input came. Everything follows from
-the seed and the number of rounds; only the guard against endless loops looks at a clock.
+Coverage is the lines of the target's own modules (`sys.settrace`), beside what the target says of itself and the
+wording of refusals with the values taken out: msgspec is C, and its messages tell how deep an input came. Everything
+follows from the seed and the number of rounds; only the guard against endless loops looks at a clock.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Hashable, Iterable
@@ -95,10 +96,12 @@ class Tracer:
         self.lines: set[tuple[CodeType, int]] = set()
 
     def __enter__(self) -> None:
+        threading.settrace(self._enter)  # a vault works in a thread of its own, which the input starts
         sys.settrace(self._enter)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
 
     def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
@@ -227,7 +230,7 @@ def search(
             for _ in range(inputs):
                 if len(findings) >= stop_at:
                     break
-                # The seeds, which are few and sound; the newest, for what was reached last is least explored; any other.
+                # The seeds, few and sound; the newest, for what was reached last is least explored; any other.
                 data = rng.choice(rng.choice((pool[:first], pool[-8:], pool)))
                 for _ in range(rng.choice((1, 1, 1, 2, 3))):
                     mutate = rng.choice(target.mutators) if rng.random() < 0.8 else as_bytes

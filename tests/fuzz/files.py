@@ -22,12 +22,12 @@ from qkdnode.channel.identity import OwnIdentity, _assemble, load_identity, sign
 from qkdnode.cli.audit import public_key
 from qkdnode.config import load_config
 from qkdnode.errors import ConfigError
+from qkdnode.ids import PROVISIONED, PadAddress
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.parameters import agreed_parameters
 from qkdnode.node.provision import DIGEST_BYTES, PAIR, PAIR_MAGIC, PAIR_VERSION, load_pair
 from qkdnode.wire import codec
 from qkdnode.wire.messages import Hello
-from qkdnode.ids import PROVISIONED, PadAddress
 
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # one file per input is written
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -54,7 +54,7 @@ def _written(name: str, data: bytes) -> Path:
     return path
 
 
-# --- configuration -----------------------------------------------------------------------------------------------------------
+# --- configuration  ---
 
 
 def config_seeds() -> list[bytes]:
@@ -87,7 +87,7 @@ def _numbers(value: Any) -> list[float]:
     return []
 
 
-# --- identities ----------------------------------------------------------------------------------------------------------------
+# --- identities  ---
 
 
 _SECRETS = re.compile(rb'(?<=_secret":")[^"]{36,}')
@@ -180,7 +180,7 @@ def take_key_argument(data: bytes) -> Iterable[Hashable]:
     return (data[:1] == b"@",)
 
 
-# --- pair files ----------------------------------------------------------------------------------------------------------------
+# --- pair files  ---
 
 
 @cache
@@ -224,7 +224,7 @@ def take_pair(data: bytes) -> Iterable[Hashable]:
             raise Violation("the file's name says otherwise")
         if header.alice == header.bob:
             raise Violation("a pair of one node with itself")
-        if header.key_bytes % 1024 or not 1024 <= header.key_bytes:
+        if header.key_bytes % 1024 or not header.key_bytes >= 1024:
             raise Violation(f"a pair file of {header.key_bytes} bytes, which `provision` never writes")
     assert isinstance(key, SecretBuffer)
     return (header.key_bytes,)

@@ -54,12 +54,27 @@ class start:
         order = json.dumps({"only": only, "plant": plant, "findings": str(said)})
         self._children.append(
             subprocess.Popen(
-                [sys.executable, "-m", "fuzz.guided", order, f"-runs={runs}", f"-seed={self._seed % 2**31 or 1}",
-                 "-timeout=60", "-rss_limit_mb=4096", f"-artifact_prefix={place}/", str(place / "corpus")],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])},
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                [
+                    sys.executable,
+                    "-m",
+                    "fuzz.guided",
+                    order,
+                    f"-runs={runs}",
+                    f"-seed={self._seed % 2**31 or 1}",
+                    "-timeout=60",
+                    "-rss_limit_mb=4096",
+                    f"-artifact_prefix={place}/",
+                    str(place / "corpus"),
+                ],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-        )  # fmt: skip
+        )
 
     def finish(self) -> Lane:
         """Wait for the lane."""
@@ -72,7 +87,11 @@ class start:
             except subprocess.TimeoutExpired:
                 child.kill()
                 errors = child.communicate()[1]
-            found = [json.loads(line) for line in self._said[at].read_text().splitlines()] if self._said[at].exists() else []
+            found = (
+                [json.loads(line) for line in self._said[at].read_text().splitlines()]
+                if self._said[at].exists()
+                else []
+            )
             lane.inputs += sum(item["inputs"] for item in found if "inputs" in item)
             found = [item for item in found if "inputs" not in item]
             if at == 1:
@@ -95,8 +114,9 @@ class start:
         path.write_bytes(bytes.fromhex(item["input"]))
         print(
             f"fuzz: FINDING by atheris in {item['target']}: {item['what']}\n"
-            f"    PYTHONPATH=tests python -m fuzz --replay {path}", file=sys.stderr,
-        )  # fmt: skip
+            f"    PYTHONPATH=tests python -m fuzz --replay {path}",
+            file=sys.stderr,
+        )
 
 
 def child(order: dict[str, Any], arguments: list[str]) -> None:
@@ -131,7 +151,14 @@ def child(order: dict[str, Any], arguments: list[str]) -> None:
             say({"inputs": 1000})
         if finding is not None and finding.what not in seen:
             seen.add(finding.what)
-            say({"target": finding.target, "what": finding.what, "file": finding.file_name, "input": finding.input.hex()})
+            say(
+                {
+                    "target": finding.target,
+                    "what": finding.what,
+                    "file": finding.file_name,
+                    "input": finding.input.hex(),
+                }
+            )
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)

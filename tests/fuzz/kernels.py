@@ -10,9 +10,11 @@ from qkdnode.native.cascade import Cascade
 from qkdnode.native.secret import WorkingBuffer
 from qkdnode.native.sifting import answer_list, apply_answer, list_detections
 
-# --- Cascade ---------------------------------------------------------------------------------------------------------------------
+# --- Cascade  ---
 
-SHAPE = struct.Struct("<BBBBBB")  # frames, log2 of their bits, passes; exponents step; errors; round from which the peer lies
+SHAPE = struct.Struct(
+    "<BBBBBB"
+)  # frames, log2 of their bits, passes; exponents step; errors; round from which the peer lies
 SEED = bytes(range(32))
 
 
@@ -35,9 +37,11 @@ def _keys(frames: int, bits: int, errors: int) -> tuple[bytes, bytes]:
 
 def cascade_seeds() -> list[bytes]:
     """Shapes, and lies of a few bytes: what is xored into the peer's messages from some round on."""
-    return [SHAPE.pack(frames, log2, passes, step, errors, start) + lie
-            for frames, log2, passes, step, errors, start in ((0, 0, 2, 4, 9, 0), (2, 1, 3, 3, 30, 3), (1, 2, 1, 5, 100, 9))
-            for lie in (b"", b"\1", bytes(8) + b"\x80", b"\xff" * 20)]  # fmt: skip
+    return [
+        SHAPE.pack(frames, log2, passes, step, errors, start) + lie
+        for frames, log2, passes, step, errors, start in ((0, 0, 2, 4, 9, 0), (2, 1, 3, 3, 30, 3), (1, 2, 1, 5, 100, 9))
+        for lie in (b"", b"\1", bytes(8) + b"\x80", b"\xff" * 20)
+    ]
 
 
 def take_parities(data: bytes) -> Iterable[Hashable]:
@@ -45,7 +49,11 @@ def take_parities(data: bytes) -> Iterable[Hashable]:
     frames, log2, exponents, errors, start = _shape(data)
     lie = data[SHAPE.size :]
     ours, theirs = _keys(frames, 1 << log2, errors)
-    make = lambda corrects, key: Cascade(corrects=corrects, frames=frames, frame_bits=1 << log2, schedule=exponents, seed=SEED, key=key)  # noqa: E731 # fmt: skip
+    bits = 1 << log2
+
+    def make(corrects: bool, key: bytes) -> Cascade:
+        return Cascade(corrects=corrects, frames=frames, frame_bits=bits, schedule=exponents, seed=SEED, key=key)
+
     alice, bob = make(False, ours), make(True, theirs)
     try:
         from_alice, from_bob = alice.step(None), bob.step(None)
@@ -93,7 +101,7 @@ def _stays_closed(end: Cascade) -> None:
         raise Violation("a Cascade that failed goes on") from None
 
 
-# --- sifting -----------------------------------------------------------------------------------------------------------------------
+# --- sifting  ---
 
 SLOTS = 256
 CHOICES = bytes((i * 73 + 5) & 0x77 for i in range(SLOTS // 2))  # intensities 0 and 1
@@ -102,7 +110,11 @@ LIST = struct.Struct("<H")
 
 def list_seeds() -> list[bytes]:
     """Events, bases and distances: a list that fits, one over the end, and none."""
-    return [LIST.pack(5) + b"\x15" + bytes([0, 3, 7, 0x80, 1, 0]), LIST.pack(0), LIST.pack(9) + b"\xff\x01" + bytes([30] * 9)]
+    return [
+        LIST.pack(5) + b"\x15" + bytes([0, 3, 7, 0x80, 1, 0]),
+        LIST.pack(0),
+        LIST.pack(9) + b"\xff\x01" + bytes([30] * 9),
+    ]
 
 
 def take_list(data: bytes) -> Iterable[Hashable]:
@@ -127,7 +139,9 @@ def take_list(data: bytes) -> Iterable[Hashable]:
     return (min(events, 20), len(answer.x_bits))
 
 
-def _slow_answer(slots: bytes, bases: bytes, events: int) -> tuple[bytes, bytes, bytes, tuple[int, ...], tuple[int, ...]] | None:  # fmt: skip
+def _slow_answer(
+    slots: bytes, bases: bytes, events: int
+) -> tuple[bytes, bytes, bytes, tuple[int, ...], tuple[int, ...]] | None:
     """docs/protocol.md, SiftList and SiftAnswer, as it is written; None for a list that is not one."""
     if len(bases) != (events + 7) // 8 or events > SLOTS or (events % 8 and bases[-1] >> events % 8):
         return None

@@ -18,15 +18,38 @@ import msgspec
 Mutator = Callable[[random.Random, bytes], bytes]
 
 BOUNDS = tuple(
-    sorted({sign * (1 << bits) + step for bits in (0, 7, 8, 15, 16, 31, 32, 53, 63, 64) for sign in (1, -1) for step in (-1, 0, 1)})
-)  # fmt: skip
+    sorted(
+        {
+            sign * (1 << bits) + step
+            for bits in (0, 7, 8, 15, 16, 31, 32, 53, 63, 64)
+            for sign in (1, -1)
+            for step in (-1, 0, 1)
+        }
+    )
+)
 LENGTHS = (0, 1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 300, 1025, 5000)
 DEPTHS = (50, 1500, 3000)
-TEXTS = ("", "\0", "\n", "a\n", "a\n\n", " ", "..", "node-a", "\u00e9", "\u2014", "\ufeff", "'\"\\", "e\u0301", "\U0001f511", "%s{}")  # fmt: skip
+TEXTS = (
+    "",
+    "\0",
+    "\n",
+    "a\n",
+    "a\n\n",
+    " ",
+    "..",
+    "node-a",
+    "\u00e9",
+    "\u2014",
+    "\ufeff",
+    "'\"\\",
+    "e\u0301",
+    "\U0001f511",
+    "%s{}",
+)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 5e-324, 1e308, -1e308, float("inf"), float("-inf"), float("nan"))
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------------
+# --- bytes  ---
 
 
 def flip_bit(rng: random.Random, data: bytes) -> bytes:
@@ -45,8 +68,12 @@ def set_integer(rng: random.Random, data: bytes) -> bytes:
         return set_byte(rng, data)
     at = rng.randrange(len(data) - size + 1)
     order = rng.choice(("little", "big"))
-    value = rng.choice(BOUNDS) if rng.random() < 0.5 else int.from_bytes(data[at : at + size], order) + rng.choice((-2, -1, 1, 2))
-    return data[:at] + (value % (1 << 8 * size)).to_bytes(size, order) + data[at + size :]  # fmt: skip
+    value = (
+        rng.choice(BOUNDS)
+        if rng.random() < 0.5
+        else int.from_bytes(data[at : at + size], order) + rng.choice((-2, -1, 1, 2))
+    )
+    return data[:at] + (value % (1 << 8 * size)).to_bytes(size, order) + data[at + size :]
 
 
 def _span(rng: random.Random, data: bytes) -> tuple[int, int]:
@@ -88,7 +115,7 @@ def as_bytes(rng: random.Random, data: bytes) -> bytes:
     return data
 
 
-# --- values of MessagePack, JSON and TOML ----------------------------------------------------------------------------
+# --- values of MessagePack, JSON and TOML  ---
 
 
 def other_value(rng: random.Random, value: Any) -> Any:
@@ -105,7 +132,9 @@ def other_value(rng: random.Random, value: Any) -> Any:
         case float():
             return rng.choice((*FLOATS, value * 2, -value, int(value) if abs(value) < 1e15 else 0))
         case str():
-            return rng.choice((*TEXTS, value + rng.choice(TEXTS), value[1:], value.upper(), value * 40, "a" * rng.choice(LENGTHS)))
+            return rng.choice(
+                (*TEXTS, value + rng.choice(TEXTS), value[1:], value.upper(), value * 40, "a" * rng.choice(LENGTHS))
+            )
         case bytes():
             sized = rng.randbytes(rng.choice((*LENGTHS, len(value) + 1, max(0, len(value) - 1))))
             return rng.choice((as_bytes(rng, value), sized, value + b"\0", bytes(len(value))))
@@ -113,7 +142,7 @@ def other_value(rng: random.Random, value: Any) -> Any:
             return _other_list(rng, value)
         case dict():
             return _other_map(rng, value)
-    return rng.choice((0, "", b"", False))  # fmt: skip
+    return rng.choice((0, "", b"", False))
 
 
 def _other_list(rng: random.Random, value: list[Any]) -> list[Any]:
@@ -126,11 +155,18 @@ def _other_map(rng: random.Random, value: dict[Any, Any]) -> dict[Any, Any]:
     if not items:
         return {"x": 0}
     at = rng.randrange(len(items))
-    name = rng.choice(("x", "", items[at][0] if not isinstance(items[at][0], str) else items[at][0] + "\n", "kind", "type"))
-    return rng.choice((
-        dict(items[:at] + items[at + 1 :]), {**value, name: items[at][1]}, dict(items[::-1]), {name: 0} | value,
-        {nested_name(rng): nested(rng, rng.choice(DEPTHS))} | value,
-    ))  # fmt: skip
+    name = rng.choice(
+        ("x", "", items[at][0] if not isinstance(items[at][0], str) else items[at][0] + "\n", "kind", "type")
+    )
+    return rng.choice(
+        (
+            dict(items[:at] + items[at + 1 :]),
+            {**value, name: items[at][1]},
+            dict(items[::-1]),
+            {name: 0} | value,
+            {nested_name(rng): nested(rng, rng.choice(DEPTHS))} | value,
+        )
+    )
 
 
 def nested_name(rng: random.Random) -> str:
@@ -158,7 +194,7 @@ def mutated_tree(rng: random.Random, tree: Any) -> Any:
     return Nested(rng.choice(DEPTHS)) if rng.random() < 0.02 else other_value(rng, tree)
 
 
-# --- MessagePack -----------------------------------------------------------------------------------------------------
+# --- MessagePack  ---
 
 
 def pack(value: Any, rng: random.Random | None = None) -> bytes:
@@ -180,15 +216,25 @@ def pack(value: Any, rng: random.Random | None = None) -> bytes:
         case Nested(depth=depth):
             return b"\x91" * depth + b"\x00"
         case list() | tuple():
-            return _head(len(value), (0x90, 16, None, 0xDC, 0xDD), odd, rng) + b"".join(pack(part, rng) for part in value)
+            return _head(len(value), (0x90, 16, None, 0xDC, 0xDD), odd, rng) + b"".join(
+                pack(part, rng) for part in value
+            )
         case dict():
             parts = b"".join(pack(name, rng) + pack(part, rng) for name, part in value.items())
             return _head(len(value), (0x80, 16, None, 0xDE, 0xDF), odd, rng) + parts
     return b"\xc0"
 
 
-_INTEGERS = ((0xCC, ">BB", 0, 2**8), (0xCD, ">BH", 0, 2**16), (0xCE, ">BI", 0, 2**32), (0xCF, ">BQ", 0, 2**64),
-             (0xD0, ">Bb", -(2**7), 0), (0xD1, ">Bh", -(2**15), 0), (0xD2, ">Bi", -(2**31), 0), (0xD3, ">Bq", -(2**63), 0))  # fmt: skip
+_INTEGERS = (
+    (0xCC, ">BB", 0, 2**8),
+    (0xCD, ">BH", 0, 2**16),
+    (0xCE, ">BI", 0, 2**32),
+    (0xCF, ">BQ", 0, 2**64),
+    (0xD0, ">Bb", -(2**7), 0),
+    (0xD1, ">Bh", -(2**15), 0),
+    (0xD2, ">Bi", -(2**31), 0),
+    (0xD3, ">Bq", -(2**63), 0),
+)
 
 
 def _pack_int(value: int, odd: bool) -> bytes:
@@ -201,7 +247,9 @@ def _pack_int(value: int, odd: bool) -> bytes:
     return struct.pack(form, code, value)
 
 
-def _head(count: int, forms: tuple[int | None, int, int | None, int, int], odd: bool, rng: random.Random | None) -> bytes:
+def _head(
+    count: int, forms: tuple[int | None, int, int | None, int, int], odd: bool, rng: random.Random | None
+) -> bytes:
     fix, below, one, two, four = forms
     if odd and rng is not None and rng.random() < 0.5:
         count = rng.choice((count + 1, max(0, count - 1), 2**16 - 1, 2**31, 2**32 - 1))
@@ -215,7 +263,9 @@ def _head(count: int, forms: tuple[int | None, int, int | None, int, int], odd: 
     return struct.pack(">BI", four, count)
 
 
-def _pack_sized(data: bytes, forms: tuple[int | None, int, int | None, int, int], odd: bool, rng: random.Random | None) -> bytes:  # fmt: skip
+def _pack_sized(
+    data: bytes, forms: tuple[int | None, int, int | None, int, int], odd: bool, rng: random.Random | None
+) -> bytes:
     return _head(len(data), forms, odd, rng) + data
 
 
@@ -231,7 +281,7 @@ def as_msgpack(rng: random.Random, data: bytes) -> bytes:
         return as_bytes(rng, data)
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------------
+# --- JSON  ---
 
 
 def dump(rng: random.Random, value: Any) -> str:
@@ -249,15 +299,19 @@ def dump(rng: random.Random, value: Any) -> str:
             return "[" + (" ,\t" if odd else ",").join(dump(rng, part) for part in value) + "]"
         case str():
             if odd:
-                return rng.choice(('"\\ud800"', '"\\u0000"', '"' + "".join(f"\\u{ord(c) & 0xFFFF:04x}" for c in value) + '"'))
+                return rng.choice(
+                    ('"\\ud800"', '"\\u0000"', '"' + "".join(f"\\u{ord(c) & 0xFFFF:04x}" for c in value) + '"')
+                )
             return json.dumps(value, ensure_ascii=rng.random() < 0.05)
         case bool() | None:
             return json.dumps(value)
         case int() if odd:
-            return rng.choice(("1" * 25, "1" * 5000, f"{value}.0", f"{value}e0", f"0{value}", f"+{value}", "-0", "1e400"))
+            return rng.choice(
+                ("1" * 25, "1" * 5000, f"{value}.0", f"{value}e0", f"0{value}", f"+{value}", "-0", "1e400")
+            )
         case bytes():
             return json.dumps(value.hex())
-    return json.dumps(value)  # fmt: skip
+    return json.dumps(value)
 
 
 def as_json(rng: random.Random, data: bytes) -> bytes:
@@ -301,14 +355,50 @@ def moved(rng: random.Random, parts: Sequence[bytes]) -> list[bytes]:
     return parts
 
 
-# --- TOML --------------------------------------------------------------------------------------------------------------
+# --- TOML  ---
 
 TOML_VALUES = (
-    "nan", "inf", "-inf", "0", "-1", "1e400", "1e-400", "9223372036854775807", "9223372036854775808", "1" * 30, "1" * 5000,
-    "0x" + "f" * 40, "true", '""', '"a\\n"', '"a\\u0000"', "'''\n'''", "[]", "[[]]", "{}", "{a={b={}}}", "[1,2,3,4]", "[0.5, 0.15]",
-    "[nan, 0.1]", "[0.5, inf]", "1979-05-27", "1979-05-27T07:32:00Z", "07:32:00", "[" * 2000, "[" * 2000 + "]" * 2000, "{a=" * 1500,
-    '"tcp://[::1]:5"', '"ipc://x"', '"lim2014/1"', "0.0", "1.0", "0.1e1", "5e-324", "[0.5, 0.3, 0.1]", "[0.2, 0.3, 0.5]",
-)  # fmt: skip
+    "nan",
+    "inf",
+    "-inf",
+    "0",
+    "-1",
+    "1e400",
+    "1e-400",
+    "9223372036854775807",
+    "9223372036854775808",
+    "1" * 30,
+    "1" * 5000,
+    "0x" + "f" * 40,
+    "true",
+    '""',
+    '"a\\n"',
+    '"a\\u0000"',
+    "'''\n'''",
+    "[]",
+    "[[]]",
+    "{}",
+    "{a={b={}}}",
+    "[1,2,3,4]",
+    "[0.5, 0.15]",
+    "[nan, 0.1]",
+    "[0.5, inf]",
+    "1979-05-27",
+    "1979-05-27T07:32:00Z",
+    "07:32:00",
+    "[" * 2000,
+    "[" * 2000 + "]" * 2000,
+    "{a=" * 1500,
+    '"tcp://[::1]:5"',
+    '"ipc://x"',
+    '"lim2014/1"',
+    "0.0",
+    "1.0",
+    "0.1e1",
+    "5e-324",
+    "[0.5, 0.3, 0.1]",
+    "[0.2, 0.3, 0.5]",
+)
 _ASSIGNMENT = re.compile(r"(\s*[\w.\"-]+\s*=\s*)(.*)", re.DOTALL)
 
 
@@ -339,10 +429,10 @@ def _other_toml(rng: random.Random, text: str) -> str:
     other = other_value(rng, value)
     if isinstance(other, float):
         return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(json.dumps(other), json.dumps(other))
-    return json.dumps(other) if isinstance(other, (str, int, list)) and b"" != other else rng.choice(TOML_VALUES)
+    return json.dumps(other) if isinstance(other, (str, int, list)) and other != b"" else rng.choice(TOML_VALUES)
 
 
-# --- packets of the device protocol --------------------------------------------------------------------------------------
+# --- packets of the device protocol  ---
 
 PACKET_BYTES = 512
 _PACKET = struct.Struct("<HBBHHIQ")
@@ -355,7 +445,7 @@ def sealed_packet(packet: bytes) -> bytes:
 
 
 def as_packets(rng: random.Random, data: bytes) -> bytes:
-    """A stream behind one byte that sizes its reads: a field or record of one packet, CRC put right, or packets moved."""
+    """A stream behind one byte that sizes its reads: a field or record of a packet, CRC put right, or packets moved."""
     reads, stream = data[:1] or b"\0", data[1:]
     if rng.random() < 0.1:
         reads = rng.randbytes(1)
@@ -386,14 +476,33 @@ def _other_packet(rng: random.Random, packet: bytes) -> bytes:
         case 2:
             sequence = (sequence + rng.choice((1, 2, 255, 256, 257, 2**31 - 1, 2**31, -1))) % 2**32
         case 3:
-            base = rng.choice((0, 1, 2**53, 2**54 - 1, 2**54, 2**63 - 1, 2**63, 2**64 - 976, 2**64 - 1, base + 1, base + 976, max(0, base - 976)))  # fmt: skip
+            base = rng.choice(
+                (
+                    0,
+                    1,
+                    2**53,
+                    2**54 - 1,
+                    2**54,
+                    2**63 - 1,
+                    2**63,
+                    2**64 - 976,
+                    2**64 - 1,
+                    base + 1,
+                    base + 976,
+                    max(0, base - 976),
+                )
+            )
         case 4:
             session = rng.choice((0, 1, session + 1, 65535)) % 65536
         case 5:
             version = rng.choice((0, 2, 255))
         case _:
             word = 8 * rng.randrange(61)
-            value = rng.choice((0, 2**64 - 1, 2**63, 1 << 10, rng.getrandbits(64))) if rng.random() < 0.7 else base << 10 | 1
+            value = (
+                rng.choice((0, 2**64 - 1, 2**63, 1 << 10, rng.getrandbits(64)))
+                if rng.random() < 0.7
+                else base << 10 | 1
+            )
             records = records[:word] + struct.pack("<Q", value % 2**64) + records[word + 8 :]
     return _PACKET.pack(magic, version, kind, session, count, sequence, base % 2**64) + records
 
@@ -408,7 +517,7 @@ def _renumbered(packets: list[bytes]) -> list[bytes]:
     return numbered
 
 
-# --- frames between nodes ----------------------------------------------------------------------------------------------
+# --- frames between nodes  ---
 
 HEADER_BYTES = 32
 

@@ -1,7 +1,7 @@
 """The parsers of the C core under gcc's address and undefined-behaviour sanitizers, guided by the edges they reach.
 
-Each is compiled from the tree with a driver that reads inputs from a pipe, so that Python's mutators serve here too. Once
-more each is compiled with a check taken out of its source, and the sanitizers must find that.
+Each is compiled from the tree with a driver that reads inputs from a pipe, so that Python's mutators serve here too.
+Once more each is compiled with a check taken out of its source, and the sanitizers must find that.
 """
 
 import hashlib
@@ -26,10 +26,21 @@ from fuzz.mutation import Mutator, as_bytes, as_packets
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "native"
 BUILD = ROOT / "build" / "fuzz" / "native"
-COMPILE = ("-g", "-O1", "-std=gnu11", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-sanitize-recover=all",
-           "-fsanitize=address,undefined", "-U__gnu_linux__")  # fmt: skip
+COMPILE = (
+    "-g",
+    "-O1",
+    "-std=gnu11",
+    "-fno-omit-frame-pointer",
+    "-fno-strict-aliasing",
+    "-fno-sanitize-recover=all",
+    "-fsanitize=address,undefined",
+    "-U__gnu_linux__",
+)
 # Without the last there is one kernel for all CPUs: the loader asks which one to take before the sanitizer is up.
-ENVIRONMENT = {"ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+}
 LENGTH = struct.Struct("<I")
 ANSWER_S = 20.0
 PLANTED_INPUTS = 4_000
@@ -65,18 +76,59 @@ def _cascade_seeds() -> list[bytes]:
 
 
 PARSERS = (
-    Parser(name="packets", sources=("ext/packets/packets_scan.c",), seeds=devices.packet_seeds, mutators=(as_packets,), share=1.0,
-           bugs=(Bug("a packet may claim more tags than it holds", "ext/packets/packets_scan.c", "count > QKN_PACKET_RECORDS", "0"),
-                 Bug("a read's end is looked past", "ext/packets/packets_scan.c",
-                     "part = part < bytes ? part : bytes;", "part = part < bytes + 1 ? part : bytes + 1;"))),
-    Parser(name="sifting", sources=("ext/sifting/sift_window.c",), seeds=_sifting_seeds, mutators=(as_bytes,), share=1.0,
-           bugs=(Bug("a slot beyond the Window is looked up", "ext/sifting/sift_window.c", "if (slot >= window_slots)", "if (0)"),
-                 Bug("a distance goes on past the list", "ext/sifting/sift_window.c", "n < available && n < 5", "n < 5"))),
-    Parser(name="cascade", sources=("ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
-           seeds=_cascade_seeds, mutators=(as_bytes,), share=0.15,
-           bugs=(Bug("parities may be fewer than were asked for", "ext/cascade/cascade_role.c",
-                     "if (bytes != (sent_bits + 7) / 8)", "if (0)"),)),
-)  # fmt: skip
+    Parser(
+        name="packets",
+        sources=("ext/packets/packets_scan.c",),
+        seeds=devices.packet_seeds,
+        mutators=(as_packets,),
+        share=1.0,
+        bugs=(
+            Bug(
+                "a packet may claim more tags than it holds",
+                "ext/packets/packets_scan.c",
+                "count > QKN_PACKET_RECORDS",
+                "0",
+            ),
+            Bug(
+                "a read's end is looked past",
+                "ext/packets/packets_scan.c",
+                "part = part < bytes ? part : bytes;",
+                "part = part < bytes + 1 ? part : bytes + 1;",
+            ),
+        ),
+    ),
+    Parser(
+        name="sifting",
+        sources=("ext/sifting/sift_window.c",),
+        seeds=_sifting_seeds,
+        mutators=(as_bytes,),
+        share=1.0,
+        bugs=(
+            Bug(
+                "a slot beyond the Window is looked up",
+                "ext/sifting/sift_window.c",
+                "if (slot >= window_slots)",
+                "if (0)",
+            ),
+            Bug("a distance goes on past the list", "ext/sifting/sift_window.c", "n < available && n < 5", "n < 5"),
+        ),
+    ),
+    Parser(
+        name="cascade",
+        sources=("ext/cascade/cascade_role.c", "ext/cascade/draws.c", "ext/cascade/slices.c"),
+        seeds=_cascade_seeds,
+        mutators=(as_bytes,),
+        share=0.15,
+        bugs=(
+            Bug(
+                "parities may be fewer than were asked for",
+                "ext/cascade/cascade_role.c",
+                "if (bytes != (sent_bits + 7) / 8)",
+                "if (0)",
+            ),
+        ),
+    ),
+)
 
 
 class Unbuilt(Exception):
@@ -128,7 +180,9 @@ def _run(command: list[str]) -> None:
     except OSError as error:
         raise Unbuilt(f"{command[0]}: {error.strerror}") from None
     if done.returncode:
-        raise Unbuilt(f"{command[0]} fails: {done.stderr.strip().splitlines()[0] if done.stderr.strip() else done.returncode}")
+        raise Unbuilt(
+            f"{command[0]} fails: {done.stderr.strip().splitlines()[0] if done.stderr.strip() else done.returncode}"
+        )
 
 
 class Driver:
@@ -136,14 +190,19 @@ class Driver:
 
     def __init__(self, program: Path) -> None:
         self._process = subprocess.Popen(
-            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={"PATH": os.environ.get("PATH", ""), **ENVIRONMENT},
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.communicate()
 
@@ -253,7 +312,10 @@ def save(parser: Parser, data: bytes, words: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"c.{parser.name}-{hashlib.sha256(data).hexdigest()[:12]}.input"
     path.write_bytes(data)
-    print(f"fuzz: FINDING in the C core's {parser.name}: {words}\n    PYTHONPATH=tests python -m fuzz --replay {path}", file=sys.stderr)
+    print(
+        f"fuzz: FINDING in the C core's {parser.name}: {words}\n    PYTHONPATH=tests python -m fuzz --replay {path}",
+        file=sys.stderr,
+    )
 
 
 def replay(path: Path) -> int:

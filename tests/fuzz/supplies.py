@@ -1,4 +1,4 @@
-"""Between a node and its applications: outer messages, the session's agreement, what is sealed in it, and the ZAP gate."""
+"""Between a node and its applications: outer messages, the agreement of a session, what it seals, and the gate."""
 
 from collections.abc import Hashable, Iterable
 from functools import cache
@@ -17,7 +17,7 @@ from qkdnode.channel.gate import GRANTED, MALFORMED, REFUSED, Gate
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.session import Opening, Session, accept
 from qkdnode.client.subscriber import KeyArrived, Subscriber
-from qkdnode.errors import AuthenticationError, RemoteProtocolError
+from qkdnode.errors import RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import Attendant, KeysAcknowledged, Reply, SubscriptionWanted
@@ -78,12 +78,12 @@ def take_from_application(data: bytes) -> Iterable[Hashable]:
 
 def take_from_node(data: bytes) -> Iterable[Hashable]:
     message = supply.decode_from_node(data)
-    if isinstance(message, supply.KeyBody):
+    if isinstance(message, supply.KeysBody):
         supply.association_of(message)
     return _canonical(message, data)
 
 
-# --- the agreement of a session ------------------------------------------------------------------------------------------
+# --- the agreement of a session  ---
 
 
 @cache
@@ -156,7 +156,7 @@ def take_agreement(data: bytes) -> Iterable[Hashable]:
     raise RemoteProtocolError("neither an Open nor an Accept")
 
 
-# --- a running session -----------------------------------------------------------------------------------------------------
+# --- a running session  ---
 
 
 def _session_pair() -> tuple[Session, Session]:
@@ -170,7 +170,7 @@ def _sealed() -> tuple[bytes, bytes]:
     """Two frames, the second with a key."""
     sender, _ = _session_pair()
     with SecretBuffer.copy_of(bytes(range(32))) as key:
-        return sender.seal(supply.Alive()), sender.seal(example(supply.KeyBody, ample=True), key)
+        return sender.seal(supply.Alive()), sender.seal(example(supply.KeysBody, ample=True), key)
 
 
 def sealed_seeds() -> list[bytes]:
@@ -210,8 +210,15 @@ class Connected:
             application, node_public, remote="ledger", link=LINK, size_bits=256, credit=4, draw_into=draw_into
         )
         self.attendant = Attendant(
-            node, application_public, draw_into=draw_into, alive_ms=1000, lapse_s=60.0, resend_s=1.0, key_class="qkd", now_s=0.0
-        )  # fmt: skip
+            node,
+            application_public,
+            draw_into=draw_into,
+            alive_ms=1000,
+            lapse_s=60.0,
+            resend_s=1.0,
+            key_class="qkd",
+            now_s=0.0,
+        )
         frames = [outcome.frame for outcome in self.subscriber.connect(0.0)]
         for _ in range(3):
             answers = []
@@ -221,12 +228,14 @@ class Connected:
                         answers.append(outcome.frame)
                     elif isinstance(outcome, SubscriptionWanted):
                         answers.append(self.attendant.subscribe(outcome))
-            frames = [o.frame for answer in answers for o in self.subscriber.receive(answer, 0.0) if hasattr(o, "frame")]
+            frames = [
+                o.frame for answer in answers for o in self.subscriber.receive(answer, 0.0) if hasattr(o, "frame")
+            ]
         assert self.subscriber.subscribed
         self.key = KeyId(int=7)
         with SecretBuffer.copy_of(bytes(32)) as material:
             delivery = Delivery(1, self.key, self.association, 256)
-            self.received = self.subscriber.receive(self.attendant.send_key(delivery, material, 0.0), 0.0)
+            self.received = self.subscriber.receive(self.attendant.send_keys([delivery], material, 0.0), 0.0)
         for outcome in self.received:
             if isinstance(outcome, KeyArrived):
                 outcome.material.release()
@@ -259,18 +268,18 @@ def take_from_authentic_node(data: bytes) -> Iterable[Hashable]:
     try:
         session = ends.attendant._session
         assert session is not None
-        arrived = 0
+        arrived = list[KeyId]()
         with SecretBuffer.copy_of(bytes(32)) as material:
             for sealed in (material, None, material):
                 for outcome in ends.subscriber.receive(_seal_bytes(session, data, sealed), 1.0):
                     if isinstance(outcome, KeyArrived):
-                        arrived += 1
+                        arrived.append(outcome.key_id)
                         outcome.material.release()
                         if outcome.association != ends.association or outcome.key_id == ends.key:
                             raise Violation("a key of another association, or one that was there before, was reported")
-        if arrived > 1:
+        if len(set(arrived)) < len(arrived):
             raise Violation("one key was reported twice")
-        return (arrived, ends.subscriber.discarded, ends.subscriber.repeated)
+        return (len(arrived), ends.subscriber.discarded, ends.subscriber.repeated)
     finally:
         ends.close()
 
@@ -281,15 +290,18 @@ def _seal_bytes(session: Session, body: bytes, material: SecretBuffer | None = N
 
 
 def subscribed_seeds() -> list[bytes]:
-    body = supply.key_body(KeyId(int=9), Association("payroll", "ledger", LINK), 256, "qkd")
-    return [*node_seeds(), supply.encode(body), supply.encode(supply.Recorded((KeyId(int=7).bytes,)))]
+    bodies = [
+        supply.keys_body(ids, Association("payroll", "ledger", LINK), 256 // len(ids), "qkd")
+        for ids in ([KeyId(int=9)], [KeyId(int=9), KeyId(int=10)], [KeyId(int=7)], [KeyId(int=9), KeyId(int=9)])
+    ]
+    return [*node_seeds(), *map(supply.encode, bodies), supply.encode(supply.Recorded((KeyId(int=7).bytes,)))]
 
 
 def acknowledging_seeds() -> list[bytes]:
     return [*application_seeds(), supply.encode(supply.Acknowledge((KeyId(int=7).bytes,)))]
 
 
-# --- the gate ----------------------------------------------------------------------------------------------------------------
+# --- the gate  ---
 
 ALLOWED_KEY = bytes(range(32))
 

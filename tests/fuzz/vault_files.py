@@ -54,7 +54,10 @@ def vault_seeds() -> list[bytes]:
     """Every column of every table, with a value of the wrong kind."""
     seeds = [CELL.pack(FILE, 16 * page, 0) + pack(b"\xff" * 8) for page in range(16)]
     for table in range(len(TABLES)):
-        seeds += [CELL.pack(table, column, column % 3) + pack(value) for column, value in enumerate((None, 2**62, b"\xff", "x"))]
+        seeds += [
+            CELL.pack(table, column, column % 3) + pack(value)
+            for column, value in enumerate((None, 2**62, b"\xff", "x"))
+        ]
     return seeds
 
 
@@ -111,9 +114,13 @@ def take_vault(data: bytes) -> Iterable[Hashable]:
             except QkdnodeError as error:
                 refused.add(type(error).__name__)
         for request in (
-            Status(), PadsLeft(link=LINK), ReservePads(link=LINK, count=2, contiguous=True), NextSession(link=LINK),
-            NeighbourOutbox(link=LINK), ApplicationOutbox(application=HERE.local),
-        ):  # fmt: skip
+            Status(),
+            PadsLeft(link=LINK),
+            ReservePads(link=LINK, count=2, contiguous=True),
+            NextSession(link=LINK),
+            NeighbourOutbox(link=LINK),
+            ApplicationOutbox(application=HERE.local),
+        ):
             try:
                 vault.call(request)
             except QkdnodeError as error:
