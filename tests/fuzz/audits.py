@@ -158,7 +158,7 @@ def as_export(rng: random.Random, data: bytes) -> bytes:
     data = as_json_lines(rng, data)
     if rng.random() < 0.4:
         data = _with_other_leaf(rng, data)
-    return sound_anew(data) if rng.random() < 0.5 else data
+    return sound_anew(data, other_roots=rng.random() < 0.2) if rng.random() < 0.5 else data
 
 
 _HASH = re.compile(rb"[0-9a-f]{64}")
@@ -176,8 +176,11 @@ def _with_other_leaf(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-def sound_anew(data: bytes) -> bytes:
-    """The export with the true hash beside each leaf and the true root and signature in each checkpoint."""
+def sound_anew(data: bytes, *, other_roots: bool = False) -> bytes:
+    """The export with the true hash beside each leaf and the true root and signature in each checkpoint.
+
+    With `other_roots` the signature is true, and the root that of a tree of the same size.
+    """
     leaves: list[bytes] = []
     lines = []
     for line in data.split(b"\n"):
@@ -187,7 +190,7 @@ def sound_anew(data: bytes) -> bytes:
                 leaves.append(item["leaf"].encode())
                 item["hash"] = hashlib.sha256(b"\0" + leaves[-1]).hexdigest()
             elif "checkpoint" in item:
-                item["checkpoint"] = note_of(tuple(leaves))
+                item["checkpoint"] = note_of(tuple(leaves[::-1] if other_roots else leaves))
             line = verifier.write_line(item).rstrip("\n").encode()
         except (ValueError, TypeError, AttributeError, RecursionError):
             pass
