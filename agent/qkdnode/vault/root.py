@@ -52,7 +52,8 @@ class RootKey:
 
     def unwrap(self, purpose: bytes, wrapped: bytes) -> SecretBuffer:
         """The inverse of wrap; VaultLockedError if this is not the key, or not the purpose, that wrapped it."""
-        size = len(wrapped) - NONCE_BYTES - TAG_BYTES
+        # SQLite stores in a column whatever somebody writes there, numbers and text too.
+        size = len(wrapped) - NONCE_BYTES - TAG_BYTES if isinstance(wrapped, bytes) else 0
         if size < 1:
             raise VaultLockedError("a wrapped key of the vault is cut short: keep the file, start a new vault")
         key = SecretBuffer(size)
