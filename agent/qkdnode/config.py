@@ -4,6 +4,7 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -188,11 +189,43 @@ class AssociationSection(Section, frozen=True):
     link: Name
 
 
+class WatchSection(Section, frozen=True):
+    """Where the node shows its metrics and its health, over plain HTTP: to this machine only, unless told otherwise."""
+
+    listen: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[0-9]{1,5}\Z")] = "127.0.0.1:9464"
+    allow_remote: bool = False  # nothing there is secret, but anybody who reaches it can read it
+
+    def __post_init__(self) -> None:
+        host, port = self.address
+        if port > 65535:
+            raise ValueError(f"`watch.listen`: {port} is no port")
+        if not self.allow_remote and not _is_loopback(host):
+            raise ValueError(
+                f"`watch.listen` names {host}, which others can reach: give a loopback address, or set `allow_remote`"
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
     node: NodeSection
     supply: SupplySection | None = None
+    watch: WatchSection | None = None
     application: tuple[ApplicationSection, ...] = ()
     qrng: tuple[QrngSection, ...] = ()
     link: tuple[LinkSection, ...] = ()

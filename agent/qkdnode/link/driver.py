@@ -541,6 +541,7 @@ class Link:
         counts.blocks += 1
         counts.verified_bits += effect.bits
         counts.errors += effect.errors
+        counts.qber_z = effect.errors / effect.bits if effect.bits else counts.qber_z
         counts.alice_bits += effect.alice_bits
         counts.bob_bits += effect.bob_bits
         counts.opened_frames += effect.opened_frames

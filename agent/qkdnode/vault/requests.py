@@ -368,6 +368,27 @@ class Checkpoint(Request, frozen=True):
     """Sign a checkpoint of the log now. Answer: str, the note."""
 
 
+COMMIT_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.5)
+
+
+class Commits(msgspec.Struct, frozen=True):
+    """The groups of requests that changed something since the start, and how long their commits took, sync included."""
+
+    groups: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+    within: tuple[int, ...] = (0,) * len(COMMIT_BOUNDS_S)  # groups whose commit took at most the bound, for each bound
+
+    def and_one(self, requests: int, seconds: float) -> "Commits":
+        """With one group more."""
+        return Commits(
+            self.groups + 1,
+            self.requests + requests,
+            self.seconds + seconds,
+            tuple(n + (seconds <= bound) for n, bound in zip(self.within, COMMIT_BOUNDS_S, strict=True)),
+        )
+
+
 class VaultStatus(msgspec.Struct, frozen=True):
     """Answer to Status."""
 
@@ -380,10 +401,15 @@ class VaultStatus(msgspec.Struct, frozen=True):
     application_outbox: int
     neighbour_outbox: int
     leaves: int
+    commits: Commits = Commits()
 
 
 class Status(Request, frozen=True):
     """Counts. Answer: VaultStatus."""
+
+
+class Alive(Request, frozen=True):
+    """Changes nothing. Answer: None, once the vault has come to it and its file has answered."""
 
 
 class PadsLeft(Request, frozen=True):

@@ -17,6 +17,7 @@ from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
 from qkdnode.vault.records import DAMAGED, KEY_STATES, Chunk, Key, KnownAssociation, Record, Segment
+from qkdnode.vault.requests import Commits
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -65,6 +66,7 @@ class Store:
         self.journal = journal
         self.node = node
         self.start = start  # names this run of the vault
+        self.commits = Commits()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
 
