@@ -18,6 +18,8 @@ CONNECTIONS = 16
 LINE_BYTES = 2_048  # of the request, and of each header
 BODY_BYTES = 1_024
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 class Refusal(asyncio.Protocol):
     """Ends a connection that is one too many."""
@@ -47,10 +49,9 @@ class WatchServer:
         self._fresh_s, self._connection_s, self._most = fresh_s, connection_s, connections
         self._exposed, self._exposed_at = b"", float("-inf")
         self._exposing = asyncio.Lock()
-        application = web.Application(client_max_size=BODY_BYTES)
+        application = web.Application(client_max_size=BODY_BYTES, middlewares=[_one_request])
         for path, answer in (("/metrics", self._metrics), ("/healthz", self._health), ("/readyz", self._ready)):
             application.router.add_get(path, answer)
-        application.on_response_prepare.append(_one_request)
         self._runner = web.AppRunner(
             application,
             access_log=None,
@@ -123,8 +124,16 @@ def _judged(good: bool, body: dict[str, Any]) -> web.Response:
     )
 
 
-async def _one_request(_: web.Request, response: web.StreamResponse) -> None:
+@web.middleware
+async def _one_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A connection ends with its first answer: so its time is bounded by one timer."""
+    try:
+        response = await handler(request)
+    except web.HTTPException as refusal:
+        refusal.force_close()
+        raise
     response.force_close()
+    return response
 
 
 def _abort(protocol: Any) -> None:
