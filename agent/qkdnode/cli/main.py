@@ -13,6 +13,8 @@ COMMANDS = {
     "bench": "Measure the kernels of this machine.",
     "config": "Check a configuration.",
     "demo": "Watch two nodes make keys and hand them to two applications.",
+    "doctor": "Look for what a node lacks, and say what mends it.",
+    "install": "Install the systemd unit, the udev rule and a sample configuration.",
     "provision": "Make the identities and keys that nodes and applications start with.",
     "run": "Run the agent of a node.",
     "subscribe": "Fetch keys for an application.",

@@ -66,6 +66,11 @@ _TROUBLE: dict[int | None, tuple[type[DeviceError], str]] = {
 }
 
 
+def has_libusb() -> bool:
+    """Whether libusb can be loaded here."""
+    return usb.backend.libusb1.get_backend() is not None
+
+
 def libusb_backend() -> IBackend:
     """A fresh libusb context; the old one may list devices that are gone."""
     backend = usb.backend.libusb1.get_backend()
