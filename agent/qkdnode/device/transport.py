@@ -103,7 +103,8 @@ def _locate(serial: str, backend: IBackend) -> Any:
     unreadable: usb.core.USBError | None = None
     seen = []
     with _translated(serial, "listing the bus"):
-        devices = list(usb.core.find(find_all=True, backend=backend, idVendor=VENDOR_ID, idProduct=PRODUCT_ID))
+        found: Any = usb.core.find(find_all=True, backend=backend, idVendor=VENDOR_ID, idProduct=PRODUCT_ID)
+        devices = list(found)
     for device in devices:
         try:
             name = device.serial_number
