@@ -26,6 +26,7 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 FOLDERS = ("agent", "ext", "firmware_stubs", "hil", "tests", "docs", "distill", "authentication", "link")
 INSIDE_PACKAGE = ("distill", "authentication", "link")
+SAMPLE = (ROOT / "agent/qkdnode/packaging/sample.toml").read_text()
 KIB = 1 << 10
 
 
@@ -146,11 +147,12 @@ def test_the_example_configuration_decodes_and_shows_the_defaults() -> None:
         assert shown == type(shown)(**required)
 
 
-def test_the_example_configuration_shows_every_key_that_there_is() -> None:
-    keys = set(re.findall(r"\b([a-z_]+)(?= =|\]|\.)", example())) | set(tomllib.loads(example()))
+def test_the_examples_of_configurations_show_every_key_that_there_is() -> None:
+    shown = f"{example()}\n{SAMPLE}"
+    keys = set(re.findall(r"\b([a-z_]+)(?= =|\]|\.)", shown)) | {*tomllib.loads(example()), *tomllib.loads(SAMPLE)}
     for section in sections():
         missing = [name for name in section.__struct_fields__ if name not in keys]
-        assert not missing, f"{section.__name__} has {missing}, which the README does not show"
+        assert not missing, f"{section.__name__} has {missing}, which neither the README nor the sample shows"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
