@@ -1,5 +1,7 @@
 """The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
 
+from uuid import UUID
+
 import msgspec
 
 from qkdnode.audit.events import AccessEvent, AnyEvent
@@ -10,7 +12,7 @@ from qkdnode.vault.requests import Checkpoint, EventsAfter, RecordEvent, Status,
 from qkdnode.vault.store import DELIVERED_BOTH, Store
 
 MAX_EVENTS = 4096
-NAMES = ("to",)  # details of access events that name applications
+NAMES = ("to", "local", "remote")  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
 WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
@@ -18,14 +20,19 @@ WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usab
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
-    """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys."""
+    """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys.
+
+    The subject of an access event is an application's name, or KIND/NAME for others that ask.
+    """
     event = request.event
     if isinstance(event, AccessEvent):
         pseudonym = store.sealing.pseudonym
         named = {name: pseudonym(str(event.details[name]).encode()) for name in NAMES if name in event.details}
-        event = msgspec.structs.replace(
-            event, subject=f"application/{pseudonym(event.subject.encode())}", details={**event.details, **named}
-        )
+        if "key" in event.details:
+            named["key"] = pseudonym(UUID(str(event.details["key"])).bytes)
+        kind, _, name = event.subject.rpartition("/")
+        subject = f"{kind or 'application'}/{pseudonym(name.encode())}"
+        event = msgspec.structs.replace(event, subject=subject, details={**event.details, **named})
     return store.journal.record_foreign(event)
 
 

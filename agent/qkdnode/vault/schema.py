@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -157,6 +157,16 @@ CREATE TABLE requests (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, request)
+);
+
+CREATE TABLE pauses (
+    link TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
 );
 
 CREATE TABLE outbox (
