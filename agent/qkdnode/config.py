@@ -102,7 +102,9 @@ class ControlSection(Section, frozen=True):
     """The local socket at which operators reach the agent."""
 
     socket: str  # a path of at most 107 bytes, in a directory of mode 0700
-    uids: Annotated[tuple[Annotated[int, Meta(ge=0, lt=2**32)], ...], Meta(max_length=64)] = ()  # beside the agent's own
+    uids: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=2**32)], ...], Meta(max_length=64)
+    ] = ()  # beside the agent's own
 
 
 class OperatorSection(Section, frozen=True):

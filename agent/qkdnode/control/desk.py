@@ -97,8 +97,9 @@ class Desk:
 
     async def turned_away(self, uid: int, code: str, reason: str) -> None:
         """A connection that ends without its caller having proven anything."""
-        self._log.warning("control connection refused", uid=uid, code=code, reason=reason)
-        await self._tell((f"user/{uid}", "refused", "connect", code), {"action": "connect", "code": code, "uid": uid})
+        details: Details = {"action": "connect", "code": code, "uid": uid}
+        if await self._tell((f"user/{uid}", "refused", "connect", code), details):
+            self._log.warning("control connection refused", uid=uid, code=code, reason=reason)
 
     async def tell_due(self, *, everything: bool = False) -> None:
         """Journal what was counted and is due."""
@@ -110,14 +111,15 @@ class Desk:
             except QkdnodeError:
                 self._tally.give_back(topic, requests, self._clock_s())
 
-    async def _tell(self, topic: Topic, details: Details) -> None:
-        """Count, and journal the first."""
+    async def _tell(self, topic: Topic, details: Details) -> bool:
+        """Count, and journal the first; whether it was the first."""
         if not self._tally.take(topic, self._clock_s()):
-            return
+            return False
         try:
             await self._record(topic[0], topic[1], details)
         except QkdnodeError:
             self._tally.untold(topic)
+        return True
 
     async def _journal(self, subject: str, outcome: str, details: Details) -> None:
         try:

@@ -288,5 +288,17 @@ class Notice(Record, frozen=True):
         return None
 
 
-RECORDS: tuple[type[Record], ...] = (Link, Segment, Batch, Chunk, KnownAssociation, Key, PeerRequest, Notice, PausedLink)
-RESERVED_SUBJECTS = tuple(f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "key", "request", "pause"))
+RECORDS: tuple[type[Record], ...] = (
+    Link,
+    Segment,
+    Batch,
+    Chunk,
+    KnownAssociation,
+    Key,
+    PeerRequest,
+    Notice,
+    PausedLink,
+)
+RESERVED_SUBJECTS = tuple(
+    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "key", "request", "pause")
+)
