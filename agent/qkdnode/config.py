@@ -18,6 +18,7 @@ Serial = Annotated[str, Meta(min_length=1, max_length=16)]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
+UserId = Annotated[int, Meta(ge=0, lt=2**32)]
 Backend = Literal["emulated", "libusb"]
 
 
@@ -102,9 +103,7 @@ class ControlSection(Section, frozen=True):
     """The local socket at which operators reach the agent."""
 
     socket: str  # a path of at most 107 bytes, in a directory of mode 0700
-    uids: Annotated[
-        tuple[Annotated[int, Meta(ge=0, lt=2**32)], ...], Meta(max_length=64)
-    ] = ()  # beside the agent's own
+    uids: Annotated[tuple[UserId, ...], Meta(max_length=64)] = ()  # who may connect beside the agent's own user
 
 
 class OperatorSection(Section, frozen=True):

@@ -52,7 +52,7 @@ def encode_public(identity: Identity | OperatorIdentity) -> bytes:
 
 
 def decode_public(data: bytes, source: str) -> Identity:
-    """The identity in a NAME.public file of a node or application; ConfigError names `source` and the field at fault."""
+    """The node or application in a NAME.public file; ConfigError names `source` and the field at fault."""
     return _decode(_decoder, data, source)
 
 

@@ -64,7 +64,7 @@ def header_line(origin: str, public_key: bytes) -> str:
 
 
 def page_lines(position: int, leaves: Iterable[str], checkpoints: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """The lines of some leaves, the first of them at `position`, and of the checkpoints that stand after one of them."""
+    """The lines of leaves, the first of them at `position`, and of the checkpoints that stand after one of them."""
     notes = dict(checkpoints)
     for size, leaf in enumerate(leaves, position + 1):
         yield verifier.write_line({"leaf": leaf, "hash": leaf_hash(leaf.encode()).hex()})

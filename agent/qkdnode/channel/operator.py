@@ -1,4 +1,4 @@
-"""Operators on disk: NAME.operator the secret that signs requests at a control socket, NAME.public what a node knows."""
+"""Operators on disk: NAME.operator signs requests at a control socket, NAME.public is what a node knows of them."""
 
 import base64
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The audit log in pages, as it was signed: for an export from a running agent."""
 
+from typing import Any
+
 import msgspec
 
 from qkdnode.vault.requests import Request
@@ -51,15 +53,15 @@ class Owner(msgspec.Struct, frozen=True):
 def log_head(store: Store, request: LogHead) -> SignedHead:
     """LogHead."""
     note = store.journal.checkpoint()
-    row = store.connection.execute("SELECT value FROM meta WHERE name = 'identity'").fetchone()
-    owner = msgspec.json.decode(row[0], type=Owner)
+    owner = msgspec.json.decode(store.scalar("SELECT value FROM meta WHERE name = 'identity'"), type=Owner)
     return SignedHead(owner.origin, owner.public_key, store.journal.size, note)
 
 
 def log_page(store: Store, request: LogPage) -> LoggedPage:
     """LogPage."""
-    rows = store.connection.execute(_LEAVES, (request.position, request.size, MAX_LEAVES)).fetchall()
-    notes = dict(store.connection.execute(_NOTES, (request.position, request.position + len(rows))).fetchall())
+    rows: list[Any] = store.connection.execute(_LEAVES, (request.position, request.size, MAX_LEAVES)).fetchall()
+    noted: list[Any] = store.connection.execute(_NOTES, (request.position, request.position + len(rows))).fetchall()
+    notes: dict[int, str] = dict(noted)
     leaves: list[str] = []
     checkpoints: list[tuple[int, str]] = []
     used = 0

@@ -1,5 +1,6 @@
 """Which keys there are: what is known of each but its bits, in pages and by filters, for whoever runs the node."""
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -67,9 +68,10 @@ def list_keys(store: Store, request: ListKeys) -> ListedKeys:
     if request.state is not None and request.state not in KEY_STATES:
         raise LocalProtocolError(f"{request.state!r} is no state of a key: one of {', '.join(KEY_STATES)}")
     limit = max(1, min(request.limit, MAX_KEYS))
-    last = store.connection.execute("SELECT coalesce(max(rowid), 0) FROM keys").fetchone()[0]
+    last: int = store.scalar("SELECT coalesce(max(rowid), 0) FROM keys")
     until = min(last, request.after + SCANNED_ROWS)
-    conditions, values = ["rowid > ?", "rowid <= ?", f"state <> '{DAMAGED}'"], [request.after, until]
+    conditions = ["rowid > ?", "rowid <= ?", f"state <> '{DAMAGED}'"]
+    values: list[int | str] = [request.after, until]
     for column, wanted in (("link", request.link), ("state", request.state)):
         if wanted is not None:
             conditions.append(f"{column} = ?")
@@ -83,7 +85,7 @@ def list_keys(store: Store, request: ListKeys) -> ListedKeys:
         conditions.append(f"association IN ({', '.join('?' * len(numbers))})")
         values.extend(numbers)
     statement = f"SELECT rowid, id FROM keys WHERE {' AND '.join(conditions)} ORDER BY rowid LIMIT ?"
-    rows = store.connection.execute(statement, (*values, limit)).fetchall()
+    rows: list[Any] = store.connection.execute(statement, (*values, limit)).fetchall()
     sound = {key.id: key for key in _sound(store, [row[1] for row in rows])}
     listed = tuple(_listed(store, number, sound[key_id]) for number, key_id in rows if key_id in sound)
     reached = rows[-1][0] if len(rows) == limit else until
@@ -95,7 +97,7 @@ def show_key(store: Store, request: ShowKey) -> ListedKey:
     key = store.get(Key, request.key_id.bytes)
     if key is None:
         raise VaultError(f"the vault holds no key {request.key_id}, or has set it aside as damaged")
-    (number,) = store.connection.execute("SELECT rowid FROM keys WHERE id = ?", (key.id,)).fetchone()
+    number: int = store.scalar("SELECT rowid FROM keys WHERE id = ?", key.id)
     return _listed(store, number, key)
 
 

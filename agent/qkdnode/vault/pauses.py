@@ -8,7 +8,7 @@ from qkdnode.vault.store import Store
 
 
 class PauseLink(Request, frozen=True):
-    """Note that an operator has paused a link; of one that is paused nothing changes. Answer: bool, whether it was new."""
+    """Note that an operator has paused a link. Answer: bool, False if it was paused already."""
 
     link: str
     by: str
