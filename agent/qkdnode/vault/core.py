@@ -248,7 +248,7 @@ def _make(
     root_key = root.unlock(parameters)
     connection = disk.connect(fresh)
     try:
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
         connection.execute(f"BEGIN;{schema.TABLES}")
