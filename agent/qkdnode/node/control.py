@@ -197,9 +197,7 @@ class NodeControl:
         try:
             changed = self._recorder.alarms.acknowledge(code, subject, by)
         except KeyError:
-            raise ControlError(
-                f"there is no alarm {code} of {subject!r}: `qkdnode alarms` lists those there are"
-            ) from None
+            raise ControlError(f"there is no alarm {code} of {subject!r}: see `qkdnode alarms`") from None
         modules = [link.module for link in self._node.links.values() if link.module.serial == subject]
         if code == "DEVICE_UNHEALTHY":
             unlatched = [module.acknowledge() for module in modules] + [self._node.entropy.acknowledge(subject)]

@@ -73,7 +73,7 @@ class Entropy:
 
     def acknowledge(self, serial: str) -> bool:
         """A person has looked at a QRNG: test it from the start at its next opening. False: nothing is latched."""
-        return any([qrng.acknowledge() for qrng in self._qrngs if qrng.serial == serial])
+        return any(qrng.acknowledge() for qrng in self._qrngs if qrng.serial == serial)
 
     async def stop(self) -> None:
         """Stop the QRNGs."""

@@ -1,6 +1,7 @@
 """A configuration read anew: what of it can take effect in a running agent, and what has to wait for a restart."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,7 +65,7 @@ def compare(
         applied.append("control.uids")
         control = read.control
     links = {link.name for link in running.link}
-    changed = {"operator": read.operator, "control": control}
+    changed: dict[str, Any] = {"operator": read.operator, "control": control}
     if running.supply is None:
         waiting += [name for name in ("application", "association") if getattr(running, name) != getattr(read, name)]
         applications = known
@@ -75,7 +76,7 @@ def compare(
         applied += [
             f"application {section.name}: new key"
             for section in read.application
-            if (before := known.named(section.name)) is not None and before != applications.named(section.name)
+            if (held := known.named(section.name)) is not None and held != applications.named(section.name)
         ]
         applied += _changes("association", _by_pair(running.association), _by_pair(changed["association"]))
         waiting += [f"association {_pair(entry)}" for entry in read.association if entry.link not in links]
