@@ -87,6 +87,13 @@ class Desk:
                 failed = {**details, "code": error.code}
                 await self._tell((f"operator/{operator.name}", "failed", action.value, decision.rule), failed)
             return Refused(asked.counter, error.code, decision.rule, str(error)[:MAX_TEXT])
+        except Exception as error:
+            # The agent goes on: its keys and links do not depend on what an operator asked.
+            self._log.error("control request failed", action=action.value, reason=repr(error))
+            failed = {**details, "code": QkdnodeError.code}
+            await self._tell((f"operator/{operator.name}", "failed", action.value, decision.rule), failed)
+            reason = f"a fault of the program ({type(error).__name__}): its log has more; report it"
+            return Refused(asked.counter, QkdnodeError.code, decision.rule, reason)
         return Done(asked.counter, decision.rule, wire.encode_answer(answer))
 
     async def unknown(self, asked: Unknown, uid: int) -> Refused:
