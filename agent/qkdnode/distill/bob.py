@@ -363,7 +363,10 @@ class Bob(Machine):
         batch, self._current = self._current, None
         if batch is None or batch.number not in self.batches:
             return []
-        return self.abandon(batch, reason)
+        before = self._resume_ns, self._pause_s
+        effects = self.abandon(batch, reason)
+        self._resume_ns, self._pause_s = before  # given up on purpose: that is no failure to back off from
+        return effects
 
     def _report_if_done(self, batch: Batch) -> Effects:
         if batch.number not in self.batches or batch.phase is not Phase.ENDED or not batch.verified:
