@@ -139,6 +139,7 @@ class ControlServer:
         pace = Pace(burst=self._limits.burst, per_s=self._limits.requests_per_s)
         while (body := await self._read(reader)) is not None:
             await asyncio.sleep(pace.step(clock()))
+            self._demand_listed(who)  # the list may have changed since
             asked = conversation.receive(body)
             if isinstance(asked, Unknown):
                 answer: Done | Refused = await self._desk.unknown(asked, who.uid)
@@ -149,12 +150,15 @@ class ControlServer:
             except LocalProtocolError as error:
                 await self._write(writer, Refused(asked.counter, error.code, "", f"{error}: ask for less at once"))
 
-    def _admit(self, who: Credentials) -> None:
+    def _demand_listed(self, who: Credentials) -> None:
         if who.uid not in self.uids:
             raise AccessDeniedError(
                 f"user {who.uid} may not use this agent's control socket: ask as the agent's user, or have the uid "
                 "added to `control.uids`"
             )
+
+    def _admit(self, who: Credentials) -> None:
+        self._demand_listed(who)
         if self.connections > self._limits.connections or self._users[who.uid] > self._limits.connections_per_user:
             raise ControlError(f"{self.connections - 1} control connections are open already: end one of them")
 

@@ -176,6 +176,10 @@ def test_a_user_who_is_listed_signs_with_their_own_uid(tmp_path: Path) -> None:
             data = wire.encode_request(wire.Status())
             message = wire.signing_input(caller.challenge, "olga", STRANGER, 1, data)
             assert isinstance(caller.ask(wire.Status(), signature=caller.operator.sign(message)), Done)
+            node.server.uids = frozenset({os.geteuid()})  # as a reload does
+            said = caller.ask(wire.Status())
+            assert isinstance(said, Closed)
+            assert said.code == "ACCESS_DENIED"
 
 
 BAD: dict[str, Callable[[Caller, Caller], wire.Signed]] = {
