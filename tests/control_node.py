@@ -1,4 +1,4 @@
-"""A node behind a real control socket: a real vault with a few keys, and in place of the agent a NodePort of its own."""
+"""A node behind a real control socket: a real vault with a few keys, and a NodePort in place of the agent."""
 
 import asyncio
 import os
@@ -433,9 +433,7 @@ def _stocked_vault(directory: Path) -> Vault:
         settled.segment.material.release()
     for start, accepted in ((0, True), (4, False)):
         entropy = b"".join(bytes([0x10 + start + i]) * 16 for i in range(4 if accepted else 2))
-        vault.call(
-            ask.AllocateKeys(association=association, count=len(entropy) // 16, size_bits=256, entropy=entropy)
-        )
+        vault.call(ask.AllocateKeys(association=association, count=len(entropy) // 16, size_bits=256, entropy=entropy))
         if accepted:
             for entry in vault.call(ask.NeighbourOutbox(link=LINK)):
                 answer = ask.AllocationAnswered(link=LINK, request=entry.message.request, outcome="accepted")

@@ -10,52 +10,52 @@ from qkdnode.config import OperatorSection
 from qkdnode.control.desk import ACTIONS, HANDLERS
 from qkdnode.wire.control import ANSWERS, REQUESTS
 
-O, S, A, M = Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR, Role.MAINTAINER
+OP, SO, AU, MA = Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR, Role.MAINTAINER
 SEEN, COUNTED = "everybody-sees-state", "keys-are-accounted-for"
 HANDS_OFF = "auditors-change-nothing"
 
 # The decision for somebody with exactly this role: the rule that lets them, or that refuses them.
 TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
-    Action.STATUS_READ: {role: (True, SEEN) for role in Role},
-    Action.LINKS_READ: {role: (True, SEEN) for role in Role},
-    Action.DEVICES_READ: {role: (True, SEEN) for role in Role},
-    Action.ALARMS_READ: {role: (True, SEEN) for role in Role},
+    Action.STATUS_READ: dict.fromkeys(Role, (True, SEEN)),
+    Action.LINKS_READ: dict.fromkeys(Role, (True, SEEN)),
+    Action.DEVICES_READ: dict.fromkeys(Role, (True, SEEN)),
+    Action.ALARMS_READ: dict.fromkeys(Role, (True, SEEN)),
     Action.ALARMS_ACKNOWLEDGE: {
-        O: (True, "alarms-are-answered"),
-        S: (True, "alarms-are-answered"),
-        A: (False, HANDS_OFF),
-        M: (False, DEFAULT_DENY),
+        OP: (True, "alarms-are-answered"),
+        SO: (True, "alarms-are-answered"),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
     },
-    Action.KEYS_READ: {O: (True, COUNTED), S: (True, COUNTED), A: (True, COUNTED), M: (False, DEFAULT_DENY)},
+    Action.KEYS_READ: {OP: (True, COUNTED), SO: (True, COUNTED), AU: (True, COUNTED), MA: (False, DEFAULT_DENY)},
     Action.LINK_PAUSE: {
-        O: (True, "links-are-run"),
-        S: (True, "a-suspect-link-is-stopped"),
-        A: (False, HANDS_OFF),
-        M: (False, DEFAULT_DENY),
+        OP: (True, "links-are-run"),
+        SO: (True, "a-suspect-link-is-stopped"),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
     },
     Action.LINK_RESUME: {
-        O: (True, "links-are-run"),
-        S: (False, DEFAULT_DENY),
-        A: (False, HANDS_OFF),
-        M: (False, DEFAULT_DENY),
+        OP: (True, "links-are-run"),
+        SO: (False, DEFAULT_DENY),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
     },
     Action.NODE_SHUTDOWN: {
-        O: (True, "the-node-is-stopped"),
-        S: (False, DEFAULT_DENY),
-        A: (False, HANDS_OFF),
-        M: (True, "the-node-is-stopped"),
+        OP: (True, "the-node-is-stopped"),
+        SO: (False, DEFAULT_DENY),
+        AU: (False, HANDS_OFF),
+        MA: (True, "the-node-is-stopped"),
     },
     Action.CONFIG_RELOAD: {
-        O: (False, DEFAULT_DENY),
-        S: (False, DEFAULT_DENY),
-        A: (False, HANDS_OFF),
-        M: (True, "configuration-is-maintained"),
+        OP: (False, DEFAULT_DENY),
+        SO: (False, DEFAULT_DENY),
+        AU: (False, HANDS_OFF),
+        MA: (True, "configuration-is-maintained"),
     },
     Action.AUDIT_EXPORT: {
-        O: (False, DEFAULT_DENY),
-        S: (True, "the-log-is-examined"),
-        A: (True, "the-log-is-examined"),
-        M: (False, DEFAULT_DENY),
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "the-log-is-examined"),
+        AU: (True, "the-log-is-examined"),
+        MA: (False, DEFAULT_DENY),
     },
 }
 
@@ -73,7 +73,7 @@ def test_several_roles_may_what_one_of_them_may_unless_one_is_the_auditor_s(acti
     for count in range(len(Role) + 1):
         for roles in itertools.combinations(Role, count):
             allowed = any(TABLE[action][role][0] for role in roles)
-            if A in roles and action not in READS:
+            if AU in roles and action not in READS:
                 allowed = False
             assert decide(roles, action).allowed is allowed
 
@@ -86,10 +86,10 @@ def test_nobody_may_do_anything_without_a_role_and_nothing_is_let_without_a_rule
 
 def test_forbid_wins_wherever_it_stands_in_the_table() -> None:
     permit = Rule("yes", Effect.PERMIT, frozenset(Action), frozenset(Role), "")
-    forbid = Rule("no", Effect.FORBID, frozenset({Action.LINK_PAUSE}), frozenset({O}), "")
+    forbid = Rule("no", Effect.FORBID, frozenset({Action.LINK_PAUSE}), frozenset({OP}), "")
     for rules in ((permit, forbid), (forbid, permit)):
-        assert decide({O}, Action.LINK_PAUSE, rules).rule == "no"
-        assert decide({O}, Action.LINK_RESUME, rules).rule == "yes"
+        assert decide({OP}, Action.LINK_PAUSE, rules).rule == "no"
+        assert decide({OP}, Action.LINK_RESUME, rules).rule == "yes"
 
 
 def test_rules_have_names_of_their_own_that_fit_an_answer_and_none_is_without_effect() -> None:

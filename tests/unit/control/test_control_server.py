@@ -1,4 +1,4 @@
-"""The control socket: who may ask is proven and journalled, and nobody can make the agent spend more than its limits."""
+"""The control socket: who asks is proven and journalled, and nobody makes the agent spend more than its limits."""
 
 import os
 import socket
@@ -436,9 +436,12 @@ def test_the_client_says_that_no_agent_listens_or_that_it_is_another_node_s(node
 def test_the_client_believes_no_operator_file_but_its_own(node: ControlNode, tmp_path: Path) -> None:
     (tmp_path / "olga2.operator").write_bytes((tmp_path / "olga.operator").read_bytes().replace(b"olga", b"sven"))
     (tmp_path / "olga2.operator").chmod(0o600)
-    with load_operator(tmp_path / "olga2.operator") as operator, Client(node.path, operator) as client:
-        with pytest.raises(AuthenticationError, match="not that of operator 'sven'"):
-            client.ask(wire.Status())
+    with (
+        load_operator(tmp_path / "olga2.operator") as operator,
+        Client(node.path, operator) as client,
+        pytest.raises(AuthenticationError, match="not that of operator 'sven'"),
+    ):
+        client.ask(wire.Status())
     (tmp_path / "olga2.operator").chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
         load_operator(tmp_path / "olga2.operator")

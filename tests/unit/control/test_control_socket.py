@@ -3,7 +3,6 @@
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from qkdnode.errors import ConfigError
 
 
 @pytest.fixture
-def private(tmp_path: Path) -> Iterator[Path]:
+def private(tmp_path: Path) -> Path:
     tmp_path.chmod(0o700)
-    yield tmp_path
+    return tmp_path
 
 
 def test_the_socket_is_private_and_tells_who_connected(private: Path) -> None:

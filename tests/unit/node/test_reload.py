@@ -123,9 +123,8 @@ def test_what_needs_a_restart_is_named_and_not_taken_over(base: Path, old: str, 
 def test_an_association_of_a_link_that_is_not_running_waits(base: Path) -> None:
     second = TEXT[TEXT.index("[[link]]") : TEXT.index("[[association]]")]
     second = second.replace('"alice-bob"', '"alice-carol"').replace("TX-1", "TX-2").replace("5600", "5602")
-    text = TEXT.replace("[[association]]", f"{second}[[association]]") + TO_C.replace("alice-bob", "alice-carol").replace(
-        "app-c", "app-a"
-    )
+    over_carol = TO_C.replace("alice-bob", "alice-carol").replace("app-c", "app-a")
+    text = TEXT.replace("[[association]]", f"{second}[[association]]") + over_carol
     reading = read(base, text)
     assert reading.needs_restart == ("link alice-carol: added", "association app-a<->app-d over alice-carol")
     assert reading.config == decode_config(TEXT)
