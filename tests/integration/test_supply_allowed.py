@@ -73,7 +73,7 @@ async def demand(directory: Path, why: str) -> None:
                     server.allow(AllowList(known.values()))
                 else:
                     server.allow(AllowList([known["app-b"]]))
-                assert [state.connected for state in states.values()] == [False, True]
+                assert {name: state.connected for name, state in states.items()} == {"app-a": False, "app-b": True}
                 assert [state.association.local for state in server.subscriptions()] == ["app-b"]
                 vault.add(Association("app-a", "far", "line"), 1)
                 vault.add(Association("app-b", "far", "line"), 1)
