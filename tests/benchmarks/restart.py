@@ -1,4 +1,4 @@
-"""Seconds from the start of an agent after SIGKILL to the first acknowledged key, with many undelivered keys in its vault.
+"""Seconds from an agent's start after SIGKILL to the first acknowledged key, with many undelivered keys in the vault.
 
     PYTHONPATH=agent python tests/benchmarks/restart.py [KEYS [TIMES]]
 
