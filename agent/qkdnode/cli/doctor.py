@@ -21,6 +21,7 @@ LOCKED_BESIDE_POOL = 4 * MIB  # keys, pads, sessions
 LITTLE_ROOM, NO_ROOM = 2048 * MIB, 256 * MIB
 OLDEST_NOW_S = 1_767_225_600  # 2026: a clock before it was never set
 CLOCK_SLACK_S = 5.0
+MAX_SOCKET_PATH = 107  # unix(7)
 NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "fuse.sshfs",
     "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "virtiofs", "vboxsf", "davfs",
@@ -208,16 +209,17 @@ def credential(machine: Machine, node: Node) -> Iterator[Verdict]:
 
 
 def publics(machine: Machine, node: Node) -> Iterator[Verdict]:
-    """Public files of neighbours and applications."""
+    """Public files of neighbours, applications and operators."""
     if node.config is None:
         return
     named = {link.peer_public: link.peer for link in node.config.link}
     named |= {application.public: application.name for application in node.config.application}
+    named |= {operator.public: operator.name for operator in node.config.operator}
     missing = {path: name for path, name in named.items() if machine.file(node.base / path) is None}
     for path, name in missing.items():
         yield "mend", f"{node.base / path} is not there", f"get {name}.public from who provisioned {name}"
     if named and not missing:
-        yield "ok", f"{len(named)} public files of neighbours and applications", ""
+        yield "ok", f"{len(named)} public files of neighbours, applications and operators", ""
 
 
 def vault(machine: Machine, node: Node) -> Iterator[Verdict]:
@@ -358,6 +360,28 @@ def ports(machine: Machine, node: Node) -> Iterator[Verdict]:
             yield "ok", f"`{key}` {endpoint} is free", ""
 
 
+def control(machine: Machine, node: Node) -> Iterator[Verdict]:
+    """The operators' socket: answered by the agent that runs, or else a place for it."""
+    if node.config is None or node.config.control is None:
+        return
+    path = node.base / node.config.control.socket
+    if not _runs(machine, node):
+        parent = machine.file(path.parent)
+        if len(str(path).encode()) > MAX_SOCKET_PATH:
+            yield "mend", f"`control.socket` {path} is too long", f"give a path of at most {MAX_SOCKET_PATH} bytes"
+        elif parent is not None and parent.mode & 0o077:
+            yield "mend", f"{path.parent} is open to others", f"chmod 700 {path.parent}"
+        elif parent is None and not (machine.file(path.parent.parent) or str(path).startswith("/run/qkdnode/")):
+            # The agent makes the last folder, the unit those below /run/qkdnode.
+            yield "mend", f"{path.parent} is not there", _make_folder(node, path.parent)
+        else:
+            yield "ok", f"{path} can be made", ""
+    elif (reason := machine.local_socket(path)) is not None:
+        yield "mend", f"the agent does not answer at {path}: {reason}", "ask as its user (sudo -u), or see its log"
+    else:
+        yield "ok", f"the agent answers at {path}", ""
+
+
 def agent(machine: Machine, node: Node) -> Iterator[Verdict]:
     """The running agent, if there is one."""
     if node.config is None or node.file is None:
@@ -382,7 +406,7 @@ def _runs(machine: Machine, node: Node) -> bool:
 
 CHECKS: tuple[Check, ...] = (
     python, core, memory, zmq, account, configuration, secrets, credential, publics, vault, clock, devices, unit, ports,
-    agent,
+    control, agent,
 )  # fmt: skip
 
 

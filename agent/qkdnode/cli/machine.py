@@ -216,6 +216,16 @@ class Machine:
         except OSError as error:
             return str(error)
 
+    def local_socket(self, path: Path) -> str | None:
+        """None if somebody listens at a local socket, else why it cannot be reached."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+            trial.settimeout(5)
+            try:
+                trial.connect(str(path))
+            except OSError as error:
+                return error.strerror or str(error)
+        return None
+
     def environment(self, name: str) -> str | None:
         """An environment variable."""
         return os.environ.get(name)

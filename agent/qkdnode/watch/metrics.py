@@ -20,7 +20,7 @@ from qkdnode.vault.requests import COMMIT_BOUNDS_S
 from qkdnode.watch.figures import AlarmFigures, Figures
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-LINK_STATES = ("DOWN", "OPEN", "STARVED", "QUARANTINED", "NO_ENTROPY", "FAILED")
+LINK_STATES = ("DOWN", "OPEN", "PAUSED", "STARVED", "QUARANTINED", "NO_ENTROPY", "FAILED")
 # A reason may be the peer's own word: nobody may make a time series of each of many words.
 REASON = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 MOST_REASONS = 48

@@ -63,6 +63,7 @@ class Well(Machine):
             SITE / "alice.d/alice-bob.alice.pair": file(0o600),
             SITE / "alice.d/bob.public": file(0o644),
             SITE / "alice.d/app-a.public": file(0o644),
+            SITE / "alice.d/ann.public": file(0o644),
             SITE / "alice.root": file(0o400, uid=0),
             VAULT.parent: folder(0o700),
             UNIT: file(0o644, uid=0),
@@ -73,6 +74,7 @@ class Well(Machine):
         self.held: set[Path] = set()
         self.variables: dict[str, str] = {}
         self.illness: str | None = None
+        self.deaf: str | None = None
 
     def __getattribute__(self, name: str) -> Any:
         answers = object.__getattribute__(self, "__dict__").get("answers", {})
@@ -92,6 +94,9 @@ class Well(Machine):
 
     def health(self, host: str, port: int) -> str | None:
         return self.illness
+
+    def local_socket(self, path: Path) -> str | None:
+        return self.deaf
 
     def environment(self, name: str) -> str | None:
         return self.variables.get(name)
@@ -265,6 +270,27 @@ def test_an_agent_that_is_not_well_is_named() -> None:
     assert (finding.check, machine.illness in finding.found) == ("agent", True)
 
 
+def test_a_control_socket_is_reached_or_can_be_made() -> None:
+    machine = Well()
+    assert [one.found for one in of(look(machine), "control")] == ["/run/qkdnode/alice/control can be made"]
+    machine.files[Path("/run/qkdnode/alice")] = folder(0o755)
+    assert [one.mend for one in of(look(machine), "control")] == ["chmod 700 /run/qkdnode/alice"]
+    machine.held.add(LOCK)
+    assert [one.found for one in of(look(machine), "control")] == ["the agent answers at /run/qkdnode/alice/control"]
+    machine.deaf = "Permission denied"
+    (finding,) = [one for one in look(machine) if one.level == "mend"]
+    assert (finding.check, "does not answer" in finding.found) == ("control", True)
+
+
+@pytest.mark.parametrize(
+    ("path", "found"), [("/srv/qkd/control", "/srv/qkd is not there"), ("/run/qkdnode/" + "x" * 100, "is too long")]
+)
+def test_a_control_socket_that_cannot_be_made_is_named(path: str, found: str) -> None:
+    config = decode_config(SAMPLE.replace("/run/qkdnode/alice/control", path))
+    (finding,) = of(look(Well(), config), "control")
+    assert (finding.level, found in finding.found) == ("mend", True)
+
+
 def test_a_unit_of_another_version_is_noted_and_comments_do_not_count() -> None:
     machine = Well()
     machine.texts[UNIT] = "# changed\n" + machine.texts[UNIT]
@@ -341,6 +367,16 @@ def test_probes_of_ports() -> None:
         assert machine.port("127.0.0.1", port) is None
         assert machine.health("127.0.0.1", port) is not None
     assert machine.port("no.such.host.invalid", 1) is not None
+
+
+def test_probes_of_local_sockets(tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    assert Machine().local_socket(place) == "No such file or directory"
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(place))
+        assert Machine().local_socket(place) == "Connection refused"
+        held.listen()
+        assert Machine().local_socket(place) is None
 
 
 def test_probes_of_the_machine_answer() -> None:
