@@ -255,9 +255,9 @@ def _stock_in_the_clear() -> None:
 
 
 CONTROLS = (
-    Control("an answer before the commit", TRIAL, "", _answer_before_commit, "kills"),
+    Control("an answer before the commit", TRIAL, "supplied again", _answer_before_commit, "kills"),
     Control("an acknowledgement before its journal", TRIAL, "supplied again", _record_before_journal, "kills"),
-    Control("an outbox row cleared when it is read", TRIAL, "", _outbox_cleared_when_read, "kills"),
+    Control("an outbox row cleared when it is read", TRIAL, "left over", _outbox_cleared_when_read, "kills"),
     Control("a pad mark that rewinds", TRIAL, "two different messages", _pads_rewind),
     Control("a session counter that stays", TRIAL, "uses session", _session_counter_stays),
     Control("an event dropped from the log", TRIAL, "is not in the log", _event_dropped),

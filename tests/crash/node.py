@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from crash import controls
 from crash.interposer import Fault, Interposer
 from qkdnode.audit.events import NodeEvent
-from qkdnode.errors import QkdnodeError, VaultError
+from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB, Association, BatchId, other_role
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
@@ -212,7 +212,7 @@ class Node:
                 self.send("leaf", position, leaf)
             self._told = leaves[-1][0] + 1
 
-    def do_provision(self) -> None:
+    def do_provision(self) -> bool:
         """As an agent does at each start: what is not yet there is put there."""
         peer = NODES[other_role(self.role)]
         if self.open_link().pair != b"pair":
@@ -222,6 +222,7 @@ class Node:
             nodes = (NODES[self.role], peer)
             mine = seen_by(self.role, pair)
             self.request(ask.Associate(association=mine, nodes=nodes, link=LINK, purpose="t", key_class="qkd"))
+        return True
 
     def do_session(self) -> None:
         self.open_link()
@@ -273,7 +274,7 @@ class Node:
         """Whether an application is refused what is another's."""
         try:
             self.request(ask.OpenKey(key_id=UUID(bytes=raw), application=application)).release()
-        except VaultError:
+        except QkdnodeError:
             return True
         return False
 
