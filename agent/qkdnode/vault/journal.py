@@ -227,7 +227,11 @@ class Journal:
                     "SELECT position, leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position",
                     (seen.frontier.size, min(wanted.size, seen.frontier.size + limit)),
                 )
-                for position, leaf in rows:
+                try:
+                    entries = rows.fetchall()
+                finally:
+                    rows.close(True)  # a cursor that an error leaves open would lock the file
+                for position, leaf in entries:
                     _verify_entry(seen, position, leaf)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
@@ -276,7 +280,7 @@ def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int]]:
     return Frontier.decode(frontier), dict(topics)
 
 
-def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:
+def _verify_entry(seen: "Verification", position: Any, leaf: Any) -> None:
     try:
         event = events.decode(leaf.encode())
     except AuditError as error:
