@@ -12,7 +12,6 @@ import msgspec
 from qkdnode.vault import allocations, core, keys, outbox, segments
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import HANDLERS, Outcome, VaultCore, storage_error
-from qkdnode.vault.disk import Disk
 from qkdnode.vault.journal import Journal
 from qkdnode.vault.store import Store
 
@@ -95,7 +94,7 @@ def _synchronous_normal() -> None:
 
 
 def _directory_not_synced() -> None:
-    _replace(Disk, "rename", lambda self, path, to: path.rename(to))
+    """Names are never synced. The recording is altered, not the vault: SQLite syncs its directory by itself."""
 
 
 def _pads_rewind() -> None:
@@ -266,8 +265,8 @@ CONTROLS = (
     Control("a key supplied before the peer has it", TRIAL, "before both ends have it", _ready_before_the_peer),
     Control("a delivery that is forgotten", TRIAL, "supplied again", _delivered_key_comes_again),
     Control("rows believed without their MAC", TRIAL, "two different messages", _macs_unchecked, "rollback"),
-    Control("synchronous=NORMAL", POWER_LOSS, "acknowledged", _synchronous_normal),
-    Control("a rename without a directory sync", POWER_LOSS, "gone", _directory_not_synced),
+    Control("synchronous=NORMAL", POWER_LOSS, "entries were acknowledged", _synchronous_normal),
+    Control("a directory that is not synced", POWER_LOSS, "vault is gone", _directory_not_synced, "unsynced names"),
     Control("a key left in bytes", LEAK_SCAN, "heap", _key_in_bytes),
     Control("a logged key", LEAK_SCAN, "log", _key_logged),
     Control("a key in the text of an error", LEAK_SCAN, "file", _key_in_an_error),

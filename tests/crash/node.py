@@ -51,7 +51,6 @@ PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
 BITS, REFILL, PADS = 12_000, 1024, 256
 MAX_FRAME = 64 * 1024
-TRACED_STEP = 1 << 32  # notes below it are sizes of the log
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -152,12 +151,14 @@ class Node:
     def __init__(self, orders: Orders, wire: socket.socket, interposer: Interposer) -> None:
         self.role, self.life, self._wire, self._interposer = orders.role, orders.life, wire, interposer
         self._traced = orders.traced
-        self.pictures: dict[int, dict[str, Any]] = {}
+        self._pictured = 0, b""
         self._told = 0  # leaves that those who follow the log have
         self._random = random.Random(f"ids {orders.role} {orders.life}")
         self.core = open_vault(
             orders.role, Path(orders.directory), orders.life, create=orders.create, disk=SmallLog()
         )
+        if self._traced:
+            self._picture()
         self.send("opened")
 
     # --- what leaves the process ---
@@ -183,11 +184,15 @@ class Node:
             self._picture()
         return answer
 
-    def _picture(self) -> None:
-        size = ask_core(self.core, ask.Status()).leaves
-        if size not in self.pictures:
-            self.pictures[size] = picture(self.core, self.role)
-            self._interposer.note(size)
+    def _picture(self, closing: bool = False) -> None:
+        """Tell what this end is now, and put into the trace that it has been told; closing adds an entry, no more."""
+        size = ask_core(self.core, ask.Status()).leaves + closing
+        seen = msgspec.msgpack.encode(picture(self.core, self.role), order="sorted")
+        if (size, seen) != self._pictured:
+            self._pictured = size, seen
+            self.send("picture", size, seen)
+            if not closing:
+                self._interposer.note(size)
 
     # --- commands ---
 
@@ -292,13 +297,10 @@ class Node:
     def do_picture(self) -> dict[str, Any]:
         return {**picture(self.core, self.role), "fired": self._interposer.fired}
 
-    def do_pictures(self) -> None:
-        """Each on its own: all at once would not fit."""
-        for size, seen in self.pictures.items():
-            self.send("picture", size, seen)
-
     def do_end(self) -> bool:
         """Close in order."""
+        if self._traced:
+            self._picture(closing=True)
         try:
             self.core.finish()
         finally:

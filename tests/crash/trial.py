@@ -129,6 +129,12 @@ class Trial:
             shutil.rmtree(self.place, ignore_errors=True)
         return self
 
+    def trace_of(self, end: End) -> int | None:
+        """Where an end's doings with files are recorded, if they are."""
+
+    def told(self, end: End, name: str, content: list[Any]) -> None:
+        """An end has said something."""
+
     def _demand(self, held: bool, otherwise: str) -> None:
         if not held:
             self.violations.append(otherwise)
@@ -143,8 +149,10 @@ class Trial:
             armed = fault if fault is not None and fault.role == end.role and not end.crashes else None
             there = (end.directory / "vault.db").exists()
             self._demand(there or not end.was_opened, f"the vault of {end.role}, once opened, is gone")
+            trace = self.trace_of(end)
             end.child = self._nursery.start(
-                Orders(end.role, str(end.directory), end.life, not there, armed, self._control)
+                Orders(end.role, str(end.directory), end.life, not there, armed, self._control, trace is not None),
+                trace,
             )
             if self._listen(end, "opened"):
                 end.was_opened = True
@@ -230,6 +238,7 @@ class Trial:
                 return None
             start = 4 + int.from_bytes(data[:4], "big")
             name, *content = msgspec.msgpack.decode(data[4:start])
+            self.told(end, name, content)
             if end.life == 1:
                 end.sent.append(name)
             if name == last:
@@ -242,7 +251,7 @@ class Trial:
                 return None
             if name == "key":
                 self._given(end, *content, hashlib.sha256(data[start:]).digest())
-            elif name != "stopped":
+            elif name not in ("stopped", "picture"):
                 _TOLD[name](self, end, *content)
 
     def _carry(self) -> None:
