@@ -391,3 +391,11 @@ def uncaught(nursery: Nursery, control: Control, stride: int) -> Found:
 def controls() -> tuple[Control, ...]:
     """The bugs that this part must find."""
     return tuple(control for control in CONTROLS if control.part == POWER_LOSS)
+
+
+def replay(nursery: Nursery, label: str) -> Found:
+    """One state again. Draws depend on the label alone; offsets in the file may differ by what SQLite draws."""
+    role, number, _, draw = label.split(":")
+    seed, draws = map(int, draw.split("."))
+    recorded = Recording(nursery, role).record()
+    return check(recorded, Cuts(int(number), len(recorded.operations), draws + 1, seed), label)
