@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx' -o -name '*.c' -o -name '*.h' -o -name '*.pxd')
 
-.PHONY: demo test simulate lint bench clean setup
+.PHONY: demo test simulate crash lint bench clean setup
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
@@ -14,6 +14,9 @@ test: $(STAMP)
 
 simulate: $(STAMP)
 	cd tests && ../$(BIN)/python -m simulation
+
+crash: $(STAMP)
+	cd tests && ../$(BIN)/python -m crash
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

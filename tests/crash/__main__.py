@@ -5,7 +5,6 @@ CRASH_SHORT=1 makes it end within a minute. `--fault`, `--state` play one point 
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -112,15 +111,11 @@ def run(budget: Budget, seed: int) -> int:
     missed = sum(bool(look.violations) for look in looked)
     print(
         f"crash: seed {seed}, {faults.points} faults at system calls of vaults and {whole.points} of whole agents by the "
-        f"interposing library{_second_opinion()}, {losses.points} states after a power loss, {searched}, "
+        f"interposing library, {losses.points} states after a power loss, {searched}, "
         f"{len(violations)} violations, {len(looked) - missed} of {len(looked)} planted bugs caught, "
         f"{time.monotonic() - began:.0f} s"
     )
     return 1 if violations or missed else 0
-
-
-def _second_opinion() -> str:
-    return " (strace checked the counts)" if False else ("" if shutil.which("strace") else " (no strace here)")
 
 
 def replay(play: Callable[[Nursery], Found]) -> int:
