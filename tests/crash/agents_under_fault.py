@@ -1,4 +1,4 @@
-"""Whole agents under faults at system calls: two nodes with link, supply and applications, one of them under the library.
+"""Whole agents under faults at system calls: two nodes with link, supply and applications, one under the library.
 
 After the fault the node is started again without; then both have to come to the same, as after any crash.
 """
@@ -87,7 +87,9 @@ def run(fault: Fault) -> Found:
             for application in applications:
                 application.stop()
             given = [keys(application) for application in applications]
-            assert given[0] == given[1], f"{len(given[0].items() ^ given[1].items())} keys at one end only, or different"
+            assert given[0] == given[1], (
+                f"{len(given[0].items() ^ given[1].items())} keys at one end only, or different"
+            )
             for node in agents:
                 left = site.rows(node, UNDELIVERED)
                 assert left == [0], f"{node} has {left[0]} keys left undelivered"

@@ -303,7 +303,7 @@ SCENARIOS: dict[str, Callable[[Scene], None]] = {
 
 
 def scan(*, control: str = "", dump: bool = False, wanted: str | None = None) -> tuple[Found, str]:
-    """All scenarios, or up to a wanted hit, each with a search of everything; and a line that says what was searched."""
+    """All scenarios, or up to a wanted hit, each with a search of everything; and a line on what was searched."""
     violations = []
     with Scene(control=control, dump=dump) as scene:
         for name, play in SCENARIOS.items():

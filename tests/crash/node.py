@@ -126,8 +126,7 @@ def picture(core: VaultCore, role: str) -> dict[str, Any]:
     status = ask_core(core, ask.Status())
     waiting = {
         application: [
-            row.key_id.bytes
-            for row in ask_core(core, ask.ApplicationOutbox(application=application, limit=10_000))
+            row.key_id.bytes for row in ask_core(core, ask.ApplicationOutbox(application=application, limit=10_000))
         ]
         for application in applications(role)
     }
@@ -154,9 +153,7 @@ class Node:
         self._pictured = 0, b""
         self._told = 0  # leaves that those who follow the log have
         self._random = random.Random(f"ids {orders.role} {orders.life}")
-        self.core = open_vault(
-            orders.role, Path(orders.directory), orders.life, create=orders.create, disk=SmallLog()
-        )
+        self.core = open_vault(orders.role, Path(orders.directory), orders.life, create=orders.create, disk=SmallLog())
         if self._traced:
             self._picture()
         self.send("opened")
@@ -321,7 +318,9 @@ class Node:
             case BatchCommit(batch=batch):
                 if self.request(ask.FindAnswer(link=LINK, batch=batch)) is None:
                     with SecretBuffer.copy_of(batch_key(batch.number)) as key:
-                        answered = self.request(ask.StoreReady(link=LINK, record=_record(batch), key=key, answer=b"ready"))
+                        answered = self.request(
+                            ask.StoreReady(link=LINK, record=_record(batch), key=key, answer=b"ready")
+                        )
                         _release(answered.segment)
                 self.tell_peer(BatchAnswer(batch, True))
             case BatchAnswer(batch=batch, ready=ready):

@@ -86,9 +86,7 @@ class Recording(Trial):
         trace = os.pread(self._trace, os.fstat(self._trace).st_size, 0)
         os.close(self._trace)
         done = tuple(operation for operation in operations(trace) if not operation.name.endswith(".lock"))
-        return Recorded(
-            self._role, done, self.pictures, self.pads, self.sessions, self.digests, tuple(self.violations)
-        )
+        return Recorded(self._role, done, self.pictures, self.pads, self.sessions, self.digests, tuple(self.violations))
 
 
 # --- what may be left -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The loop over system calls: each kind at each end, failed in each way, at the 1st, 2nd, ... call until none is left."""
+"""The loop over system calls: each kind at each end, failed in each way, at every call until none is left."""
 
 from collections.abc import Iterator
 

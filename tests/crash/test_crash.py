@@ -85,7 +85,12 @@ def test_a_name_or_write_that_was_not_synced_may_be_missing() -> None:
         return Operation(op, name, 1, value, data)
 
     medium = Medium()
-    for operation in (done(CREATED, "new"), done(WRITTEN, "", 0, b"a" * 512), done(SYNCED), done(WRITTEN, "", 512, b"b")):
+    for operation in (
+        done(CREATED, "new"),
+        done(WRITTEN, "", 0, b"a" * 512),
+        done(SYNCED),
+        done(WRITTEN, "", 512, b"b"),
+    ):
         medium.undergo(operation)
     medium.undergo(done(RENAMED, "new", 0, b"/there/file"))
     draws = powerloss.random.Random(1)

@@ -3,6 +3,7 @@
 The ends live in processes of their own; this one never crashes, so what it was told has been told to somebody.
 """
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import apsw
 import msgspec
 
 from crash.interposer import FULL, Fault
-from crash.node import LINK, NODES, PAIRS, PUBLIC, Orders, applications, seen_by
+from crash.node import LINK, NODES, PAIRS, PUBLIC, Orders, applications
 from crash.nursery import Child, Nursery
 from qkdnode.audit.verifier import read_lines, verify
 from qkdnode.ids import ALICE, BOB, ROLES, other_role
@@ -96,7 +97,12 @@ class Trial:
     """Play a script under a fault, settle, and check."""
 
     def __init__(
-        self, nursery: Nursery, fault: Fault | None, *, control: str = "", script: tuple[Step, ...] = SCRIPT,
+        self,
+        nursery: Nursery,
+        fault: Fault | None,
+        *,
+        control: str = "",
+        script: tuple[Step, ...] = SCRIPT,
         excused: tuple[str, ...] = (),
     ) -> None:
         self._nursery, self._fault, self._control, self._script = nursery, fault, control, script
@@ -213,10 +219,8 @@ class Trial:
     def _command(self, end: End, name: str, *arguments: Any) -> Any:
         """Ask an end to do something; None if it could not, or died of it and was started again."""
         assert end.child is not None
-        try:
+        with contextlib.suppress(OSError):  # it has died; what it said before is still to be read
             end.child.wire.send(msgspec.msgpack.encode((name, *arguments)))
-        except OSError:
-            pass  # it has died; what it said before is still to be read
         answer = self._listen(end, "answered")
         if end.child is None:
             self._start(end)
@@ -279,7 +283,9 @@ class Trial:
         if position < len(end.leaves):
             self._demand(end.leaves[position] == leaf, f"{end.role}: entry {position} of the log is another one now")
         else:
-            self._demand(position == len(end.leaves), f"{end.role}: the log goes on at {position}, not {len(end.leaves)}")
+            self._demand(
+                position == len(end.leaves), f"{end.role}: the log goes on at {position}, not {len(end.leaves)}"
+            )
             end.leaves.append(leaf)
 
     def _allocated(self, end: End, ids: list[bytes]) -> None:
@@ -312,9 +318,7 @@ class Trial:
     def _deliver(self, end: End, application: str) -> None:
         self._command(end, "supply", application)
         due = [
-            key_id
-            for key_id, (owner, _) in end.given.items()
-            if owner == application and key_id not in end.recorded
+            key_id for key_id, (owner, _) in end.given.items() if owner == application and key_id not in end.recorded
         ]
         if due:
             self._command(end, "acknowledge", application, due)
@@ -420,9 +424,7 @@ class Trial:
         allocated = set(alice.allocated) | set(bob.allocated)
         burnt = allocated - alice.recorded
         self._demand(len(burnt) <= 2 + 3, f"{len(burnt)} keys burnt: more than the refused and one request")
-        self._demand(
-            len(set(self.digests.values())) == len(self.digests), "the same bits of stock are in two keys"
-        )
+        self._demand(len(set(self.digests.values())) == len(self.digests), "the same bits of stock are in two keys")
 
     def _check_log(self, end: End) -> None:
         export = self.place / f"{end.role}.export"
@@ -432,7 +434,8 @@ class Trial:
             report = verify(read_lines(lines), PUBLIC)
         self._demand(report.valid, f"the log of {end.role} does not verify: {report}")
         self._demand(
-            report.leaves >= len(end.leaves), f"{end.role}: {len(end.leaves)} entries were told, {report.leaves} are there"
+            report.leaves >= len(end.leaves),
+            f"{end.role}: {len(end.leaves)} entries were told, {report.leaves} are there",
         )
 
 
