@@ -134,7 +134,7 @@ def _event_dropped() -> None:
 
 
 def _any_application() -> None:
-    _replace(keys, "_of_application", lambda key, key_id, application: key)
+    _replace(keys, "_demand_application", lambda chosen, application: None)
 
 
 def _refused_bits_stay() -> None:
@@ -187,54 +187,45 @@ class _Same:
         return False
 
 
+def _with_opened(do: Callable[[memoryview], None]) -> None:
+    """Do something with all key material that is opened for an application."""
+
+    def wrap(right: Any) -> Any:
+        def opened(store: Store, request: Any) -> Any:
+            answer = right(store, request)
+            with memoryview(getattr(answer, "material", answer)) as view:
+                do(view)
+            return answer
+
+        return opened
+
+    _handle(ask.OpenKey, wrap)
+    _handle(ask.OpenKeys, wrap)
+
+
 def _key_in_bytes() -> None:
     """An opened key is left in an ordinary object that lives on."""
     kept: list[bytes] = []
-
-    def wrap(right: Any) -> Any:
-        def open_key(store: Store, request: ask.OpenKey) -> Any:
-            material = right(store, request)
-            kept.append(bytes(memoryview(material)))
-            return material
-
-        return open_key
-
-    _handle(ask.OpenKey, wrap)
+    _with_opened(lambda view: kept.append(bytes(view)))
 
 
 def _key_logged() -> None:
     """An opened key is written to the log, in hexadecimal, and forgotten."""
-
-    def wrap(right: Any) -> Any:
-        def open_key(store: Store, request: ask.OpenKey) -> Any:
-            material = right(store, request)
-            print(f"opened {request.key_id} {memoryview(material).hex()}", flush=True)
-            return material
-
-        return open_key
-
-    _handle(ask.OpenKey, wrap)
+    _with_opened(lambda view: print(f"opened {view.hex()}", flush=True))
 
 
 def _key_in_an_error() -> None:
-    """What a key is, in the text of an error that is journalled."""
+    """What a key is, in the leaf about an application that was refused it."""
 
-    def wrap(right: Any) -> Any:
-        def deny(store: Store, request: ask.OpenKey) -> Any:
-            try:
-                return right(store, request)
-            except core.Aftermath as failure:
-                key = store.get(keys.Key, request.key_id.bytes)
-                assert key is not None
-                with store.unseal(key) as material:
-                    shown = memoryview(material).hex()
-                raise core.Aftermath(
-                    failure.error, lambda store: store.alarm("key.denied", f"key/{shown[:64]}", "refused")
-                ) from None
+    def denial(key_id: Any, application: str) -> Callable[[Store], None]:
+        def journal(store: Store) -> None:
+            with keys.bundles.unseal(store, keys.bundles.choose(store, [key_id.bytes])) as material:
+                shown = memoryview(material).hex()
+            store.alarm("key.denied", f"key/{shown[:64]}", "refused")
 
-        return deny
+        return journal
 
-    _handle(ask.OpenKey, wrap)
+    _replace(keys, "_denial", denial)
 
 
 def _stock_in_the_clear() -> None:

@@ -160,7 +160,7 @@ class Node:
 
     # --- what leaves the process ---
 
-    def send(self, *frame: Any, material: SecretBuffer | None = None) -> None:
+    def send(self, *frame: Any, material: memoryview | None = None) -> None:
         """One message, in one call: its length, itself, and key material from where it lies."""
         encoded = msgspec.msgpack.encode(frame)
         parts: list[Any] = [len(encoded).to_bytes(4, "big"), encoded]
@@ -263,9 +263,17 @@ class Node:
             self.tell_peer(entry.message)
 
     def do_supply(self, application: str) -> None:
+        """All that waits, the keys of one size in one request, each in a message of its own."""
+        sizes: dict[int, list[UUID]] = {}
         for row in self.request(ask.ApplicationOutbox(application=application)):
-            with self.request(ask.OpenKey(key_id=row.key_id, application=application)) as key:
-                self.send("key", application, row.key_id.bytes, material=key)
+            sizes.setdefault(row.size_bits, []).append(row.key_id)
+        for ids in sizes.values():
+            opened = self.request(ask.OpenKeys(key_ids=tuple(ids), application=application))
+            size = opened.size_bits // 8
+            with opened.material as material, memoryview(material) as view:
+                for number, key_id in enumerate(opened.key_ids):
+                    with view[number * size : (number + 1) * size] as key:
+                        self.send("key", application, key_id.bytes, material=key)
 
     def do_acknowledge(self, application: str, raw: list[bytes]) -> None:
         ids = tuple(UUID(bytes=key_id) for key_id in raw)
