@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,6 @@ SPREAD = {  # how far into a run of an agent calls of a kind are looked for
     interposer.SYNC: 120,
     interposer.SEND: 400,
 }
-UNDELIVERED = "SELECT count(*) FROM keys WHERE state IN ('allocated', 'ready')"
 
 
 @contextlib.contextmanager
@@ -53,7 +53,8 @@ def run(fault: Fault) -> Found:
     """One run."""
     if str(INTEGRATION) not in sys.path:
         sys.path.append(str(INTEGRATION))
-    from agents import Site, both_applications, keys, two_nodes, wait_for_keys
+    from agents import Site, both_applications, two_nodes, wait_for_keys
+    from test_agents import demand_equal_ends
 
     try:
         with Site() as site:
@@ -86,18 +87,11 @@ def run(fault: Fault) -> Found:
                 assert agent.wait() == 0, f"{agent.name} did not end in order: {agent.shown()}"
             for application in applications:
                 application.stop()
-            given = [keys(application) for application in applications]
-            assert given[0] == given[1], (
-                f"{len(given[0].items() ^ given[1].items())} keys at one end only, or different"
-            )
-            for node in agents:
-                left = site.rows(node, UNDELIVERED)
-                assert left == [0], f"{node} has {left[0]} keys left undelivered"
-                assert site.rows(node, "SELECT count(*) FROM outbox") == [0], f"{node} has messages left"
-                assert site.audit_is_valid(node), f"the log of {node} does not verify"
+            demand_equal_ends(site, *applications)
             return Found(int(struck))
     except AssertionError as error:
-        return Found(1, (f"agents, fault {fault}: {error}",))
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Found(1, (f"agents, fault {fault}: {where.line}: {error}",))
 
 
 def runs(number: int, seed: int) -> Found:
