@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/.types
 SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx' -o -name '*.c' -o -name '*.h' -o -name '*.pxd')
 
-.PHONY: demo test simulate lint bench clean setup
+.PHONY: demo test simulate crash lint bench clean setup
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 simulate: $(STAMP)
 	cd tests && ../$(BIN)/python -m simulation
+
+crash: $(STAMP)
+	cd tests && ../$(BIN)/python -m crash
 
 lint: $(TYPES)
 	$(BIN)/ruff check .
