@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/.types
 SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx' -o -name '*.c' -o -name '*.h' -o -name '*.pxd')
 
-.PHONY: demo test simulate crash lint bench clean setup
+.PHONY: demo test simulate crash fuzz lint bench clean setup
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
@@ -18,6 +18,11 @@ simulate: $(STAMP)
 
 crash: $(STAMP)
 	cd tests && ../$(BIN)/python -m crash
+
+# Arguments in FUZZ; atheris where there is a wheel of it for this Python.
+fuzz: $(STAMP)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=2.3' || echo "no wheel of atheris for this Python: going on without" >&2
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 lint: $(TYPES)
 	$(BIN)/ruff check .

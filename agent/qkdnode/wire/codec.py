@@ -127,7 +127,7 @@ def decode(raw: bytes) -> Frame:
     body = raw[HEADER.size : end]
     try:
         message = _decoders[code].decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise RemoteProtocolError(f"malformed {name}: {error}") from None
     if encode_body(message) != body:
         raise RemoteProtocolError(f"{name} is not in its canonical encoding")

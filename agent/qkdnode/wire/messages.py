@@ -34,22 +34,22 @@ class Mark(Message, frozen=True):
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What both ends must agree on before they make key; a difference is named field by field."""
 
-    protocol: int
-    link: str
-    slot_rate_hz: int
-    window_slots: int
+    protocol: U32
+    link: Name
+    slot_rate_hz: U32
+    window_slots: U32
     p_z: float
     intensities: tuple[float, ...]
     intensity_probabilities: tuple[float, ...]
-    method: str
-    booking: str
-    family: str
+    method: Name
+    booking: Name
+    family: Name
     eps_sec: float
     eps_cor: float
     qber_limit: float
-    batch_bits: int
-    batch_max_bits: int
-    dead_slots: int
+    batch_bits: U32
+    batch_max_bits: U32
+    dead_slots: U64
 
 
 class Greeting(Message, frozen=True):
