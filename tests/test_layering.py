@@ -24,7 +24,8 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 PURE = ROWS[5] | ROWS[6] | {"native"}
 IMPURE_MODULES = {
     "asyncio", "zmq", "usb", "socket", "threading", "time", "random", "secrets", "os", "logging", "structlog",
-    "datetime", "subprocess", "sqlite3", "select", "queue", "multiprocessing", "signal", "tempfile", "concurrent",
+    "datetime", "subprocess", "sqlite3", "apsw", "select", "queue", "multiprocessing", "signal", "tempfile",
+    "concurrent",
 }  # fmt: skip
 
 # Where third parties may be imported; all others are free.
@@ -32,7 +33,8 @@ HOMES = {
     "usb": {"device"},
     "zmq": {"channel", "supply", "client"},
     "cryptography": {"vault", "channel", "supply", "client", "node", "audit", "device"},
-    "sqlite3": {"vault"},
+    "apsw": {"vault"},
+    "sqlite3": set(),
 }
 
 

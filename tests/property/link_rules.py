@@ -2,10 +2,11 @@
 
 import hashlib
 import re
-import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+import apsw
 
 from qkdnode.errors import AccessDeniedError
 from qkdnode.ids import ALICE, BOB, ROLES, BatchId, PadAddress, other_role
@@ -245,7 +246,7 @@ def opened(life: "Life", key_id: UUID, application: str) -> bytes:
 
 def batches(life: "Life") -> dict[BatchId, tuple[str, int]]:
     """State and usability of every Batch in a node's vault."""
-    with closing(sqlite3.connect(f"file:{life.directory / 'vault.db'}?mode=ro", uri=True)) as connection:
+    with closing(apsw.Connection(str(life.directory / "vault.db"), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
         rows = connection.execute("SELECT batch, state, usable FROM batches").fetchall()
     return {
         BatchId(int.from_bytes(batch[:8]), int.from_bytes(batch[8:])): (state, usable) for batch, state, usable in rows

@@ -1,13 +1,13 @@
 """`qkdnode run`: the agent of one node, until SIGTERM or SIGINT."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import click
 
 from qkdnode.config import load_config
 from qkdnode.node.agent import Agent
+from qkdnode.node.world import World
 from qkdnode.watch import log
 
 
@@ -22,5 +22,5 @@ def command(file: Path, statistics: float, drain: float) -> None:
     delivered, what is claimed is settled.
     """
     config = load_config(file)
-    agent = Agent(config, file.parent, log.configure(), statistics_s=statistics, drain_s=drain, clock_ns=time.time_ns)
+    agent = Agent(config, file.parent, log.configure(), statistics_s=statistics, drain_s=drain, world=World())
     asyncio.run(agent.run())

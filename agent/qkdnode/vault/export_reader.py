@@ -1,16 +1,16 @@
 """Export the audit log of a vault, open or not, without its keys: read-only and unsealed nowhere."""
 
-import sqlite3
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
+import apsw
 import msgspec
 
 from qkdnode.audit.export import write_export
 from qkdnode.errors import VaultDamagedError, VaultError
 from qkdnode.vault import schema
-from qkdnode.vault.service import IDENTITY, Identity
+from qkdnode.vault.core import IDENTITY, Identity
 
 
 def export_audit(path: str | Path, write: Callable[[str], object]) -> int:
@@ -23,18 +23,18 @@ def export_audit(path: str | Path, write: Callable[[str], object]) -> int:
     if not path.is_file():
         raise VaultError(f"there is no vault at {path}: name the right file")
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
+        connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             return _export(connection, path, write)
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except apsw.Error as error:
         raise VaultDamagedError(f"the audit log of vault {path} cannot be read: {error}") from error
 
 
-def _export(connection: sqlite3.Connection, path: Path, write: Callable[[str], object]) -> int:
+def _export(connection: apsw.Connection, path: Path, write: Callable[[str], object]) -> int:
     connection.execute("PRAGMA busy_timeout = 5000").fetchall()
-    if connection.execute("PRAGMA application_id").fetchone()[0] != schema.APPLICATION_ID:
+    if connection.execute("PRAGMA application_id").fetchall()[0][0] != schema.APPLICATION_ID:
         raise VaultError(f"{path} is not a vault: name the right file")
     connection.execute("BEGIN")
     row = connection.execute("SELECT value FROM meta WHERE name = ?", (IDENTITY,)).fetchone()

@@ -3,10 +3,10 @@
 A change that cannot be journalled does not happen. Leaves of one request are gathered and written when it ends.
 """
 
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import apsw
 import msgspec
 
 from qkdnode.audit import events
@@ -18,6 +18,7 @@ from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.sealing import Sealing
 
 CHECKPOINT_LEAVES = 1000
+VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
@@ -33,12 +34,20 @@ class Mark(msgspec.Struct, frozen=True):
     checkpointed_ns: int
 
 
+class Verification:
+    """How far the log that an opening found was read again, towards its authenticated head."""
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head
+        self.frontier, self.topics = Frontier(), dict[str, int]()
+
+
 class Journal:
     """The log of one open vault. Positions count from 0, a topic's numbers from 1."""
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: apsw.Connection,
         sealing: Sealing,
         *,
         node: str,
@@ -57,6 +66,7 @@ class Journal:
         self._checkpointed = self._checkpointed_ns = 0
         self._pending: list[str] = []
         self._pending_subjects: dict[str, int] = {}
+        self._verification = Verification(empty_head())
         self._headed = 0  # size of the log under the stored head
         self.now_ns = 0
 
@@ -147,7 +157,7 @@ class Journal:
         if unsigned >= CHECKPOINT_LEAVES or (unsigned and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS):
             self.checkpoint()
         if self._frontier.size != self._headed:
-            head = self._frontier.encode()
+            head = _encode_head(self._frontier, self._topics)
             rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
             self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
             self._headed = self._frontier.size
@@ -166,15 +176,22 @@ class Journal:
         self._checkpointed, self._checkpointed_ns = size, self.now_ns
         return note
 
-    def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
-        """Events from a position on."""
+    def leaves_after(self, position: int, limit: int) -> tuple[tuple[int, str], ...]:
+        """Leaves from a position on, as they are hashed."""
         rows = self._connection.execute(
             "SELECT position, leaf FROM leaves WHERE position >= ? ORDER BY position LIMIT ?", (position, limit)
         )
-        return tuple((at, events.decode(leaf.encode())) for at, leaf in rows)
+        return tuple((int(at), str(leaf)) for at, leaf in rows)
 
-    def rebuild(self) -> None:
-        """On opening: read every leaf, rebuild the tree, compare with its authenticated head and last checkpoint."""
+    def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
+        """Events from a position on."""
+        return tuple((at, events.decode(leaf.encode())) for at, leaf in self.leaves_after(position, limit))
+
+    def resume(self) -> None:
+        """On opening: go on from the authenticated head. A log that is not long is verified at once, else by `verify`.
+
+        VaultDamagedError if the head, the last checkpoint or an entry that was read is not what was written.
+        """
         meta = dict(
             self._connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (LOG_HEAD, LOG_HEAD_MAC))
         )
@@ -183,34 +200,62 @@ class Journal:
             raise VaultDamagedError(
                 "the head of the audit log in the vault is damaged: keep the file, start a new vault"
             )
-        frontier, topics = Frontier(), self._topics
-        for position, leaf in self._connection.execute("SELECT position, leaf FROM leaves ORDER BY position"):
-            try:
-                event = events.decode(leaf.encode())
-            except AuditError as error:
-                raise VaultDamagedError(f"entry {position} of the audit log in the vault is damaged: {error}") from None
-            number = topics.get(event.topic, 0) + 1
-            if frontier.append(leaf_hash(leaf.encode())) != position or event.topic_sequence != number:
-                raise VaultDamagedError(f"entries are missing before entry {position} of the audit log in the vault")
-            topics[event.topic] = number
-        if frontier.encode() != head:
+        frontier, topics = _decode_head(head)
+        self._frontier, self._topics, self._headed = frontier, topics, frontier.size
+        self._verification = Verification(head)
+        ((last,),) = self._connection.execute("SELECT coalesce(max(position) + 1, 0) FROM leaves")
+        if last != frontier.size:
             raise VaultDamagedError(
-                f"the audit log in the vault was changed: its {frontier.size} entries do not give its authenticated "
-                "head; export it for evidence and keep the file, start a new vault"
+                f"the audit log in the vault was changed: it has {last} entries, its authenticated head says "
+                f"{frontier.size}; export it for evidence and keep the file, start a new vault"
             )
-        self._frontier = frontier
-        self._headed = frontier.size
-        last = self._connection.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
-        if last is not None:
-            self._checkpointed = last[0]
-            try:
-                checkpoint = verify(last[1], self._public_key)
-            except AuditError as error:
-                raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
-            if checkpoint.size != last[0] or checkpoint.size > frontier.size:
-                raise VaultDamagedError(
-                    f"the last checkpoint in the vault covers {checkpoint.size} entries, not its own"
+        if frontier.size <= VERIFIED_ON_OPENING:
+            self.verify(VERIFIED_ON_OPENING)
+        self._resume_checkpoints(frontier.size)
+
+    def verify(self, limit: int) -> tuple[int, int]:
+        """Read up to `limit` more entries of those that were there on opening; how many are read, and of how many.
+
+        After the last one the tree over all of them must give the authenticated head. VaultDamagedError names what is
+        wrong; the next call reads from the start.
+        """
+        seen = self._verification
+        wanted, _ = _decode_head(seen.head)
+        try:
+            if seen.frontier.size < wanted.size:
+                rows = self._connection.execute(
+                    "SELECT position, leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position",
+                    (seen.frontier.size, min(wanted.size, seen.frontier.size + limit)),
                 )
+                try:
+                    entries = rows.fetchall()
+                finally:
+                    rows.close(True)  # a cursor that an error leaves open would lock the file
+                for position, leaf in entries:
+                    _verify_entry(seen, position, leaf)
+            if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
+                raise VaultDamagedError(
+                    f"the audit log in the vault was changed: its {wanted.size} entries do not give its authenticated "
+                    "head; export it for evidence and keep the file, start a new vault"
+                )
+        except (VaultDamagedError, UnicodeDecodeError) as error:
+            self._verification = Verification(seen.head)
+            if isinstance(error, VaultDamagedError):
+                raise
+            raise VaultDamagedError(f"the audit log in the vault is damaged: {error}") from None
+        return seen.frontier.size, wanted.size
+
+    def _resume_checkpoints(self, size: int) -> None:
+        last = self._connection.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        if last is None:
+            return
+        self._checkpointed = last[0]
+        try:
+            checkpoint = verify(last[1], self._public_key)
+        except AuditError as error:
+            raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
+        if checkpoint.size != last[0] or checkpoint.size > size:
+            raise VaultDamagedError(f"the last checkpoint in the vault covers {checkpoint.size} entries, not its own")
 
     def _append(self, event: AnyEvent) -> int:
         leaf = events.encode(event)
@@ -223,4 +268,24 @@ class Journal:
 
 def empty_head() -> bytes:
     """The head of a log without leaves."""
-    return Frontier().encode()
+    return _encode_head(Frontier(), {})
+
+
+def _encode_head(frontier: Frontier, topics: Mapping[str, int]) -> bytes:
+    return msgspec.msgpack.encode((frontier.encode(), sorted(topics.items())))
+
+
+def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int]]:
+    frontier, topics = msgspec.msgpack.decode(head, type=tuple[bytes, list[tuple[str, int]]])
+    return Frontier.decode(frontier), dict(topics)
+
+
+def _verify_entry(seen: "Verification", position: Any, leaf: Any) -> None:
+    try:
+        event = events.decode(leaf.encode())
+    except AuditError as error:
+        raise VaultDamagedError(f"entry {position} of the audit log in the vault is damaged: {error}") from None
+    number = seen.topics.get(event.topic, 0) + 1
+    if seen.frontier.append(leaf_hash(leaf.encode())) != position or event.topic_sequence != number:
+        raise VaultDamagedError(f"entries are missing before entry {position} of the audit log in the vault")
+    seen.topics[event.topic] = number

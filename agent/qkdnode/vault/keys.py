@@ -189,11 +189,11 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
     wanted = request.association
-    (count,) = store.connection.execute(
+    ((count,),) = store.connection.execute(
         "SELECT count(*) FROM keys JOIN associations ON keys.association = associations.number "
         "WHERE local = ? AND remote = ? AND source = ? AND outstanding",
         (wanted.local, wanted.remote, wanted.source),
-    ).fetchone()
+    )
     return int(count)
 
 

@@ -1,13 +1,25 @@
 """The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
 
+from functools import partial
+
 import msgspec
 
-from qkdnode.audit.events import AccessEvent, AnyEvent
+from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
+from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.vault import segments
 from qkdnode.vault.records import READY, Link
-from qkdnode.vault.requests import Checkpoint, EventsAfter, RecordEvent, Status, VaultStatus
-from qkdnode.vault.store import DELIVERED_BOTH, Store
+from qkdnode.vault.requests import (
+    Checkpoint,
+    EventsAfter,
+    LeavesAfter,
+    RecordEvent,
+    RecordEvents,
+    Status,
+    VaultStatus,
+    VerifyLog,
+)
+from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
 NAMES = ("to",)  # details of access events that name applications
@@ -19,7 +31,16 @@ WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usab
 
 def record_event(store: Store, request: RecordEvent) -> int:
     """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys."""
-    event = request.event
+    return _record(store, request.event)
+
+
+def record_events(store: Store, request: RecordEvents) -> int:
+    """RecordEvents."""
+    positions = [_record(store, event) for event in request.events]
+    return positions[0]
+
+
+def _record(store: Store, event: AnyEvent) -> int:
     if isinstance(event, AccessEvent):
         pseudonym = store.sealing.pseudonym
         named = {name: pseudonym(str(event.details[name]).encode()) for name in NAMES if name in event.details}
@@ -32,6 +53,23 @@ def record_event(store: Store, request: RecordEvent) -> int:
 def events_after(store: Store, request: EventsAfter) -> tuple[tuple[int, AnyEvent], ...]:
     """EventsAfter."""
     return store.journal.after(request.position, min(request.limit, MAX_EVENTS))
+
+
+def leaves_after(store: Store, request: LeavesAfter) -> tuple[tuple[int, str], ...]:
+    """LeavesAfter."""
+    return store.journal.leaves_after(request.position, min(request.limit, MAX_EVENTS))
+
+
+def verify_log(store: Store, request: VerifyLog) -> tuple[int, int]:
+    """VerifyLog. What is wrong is journalled too, so that nobody misses it."""
+    try:
+        return store.journal.verify(min(request.limit, MAX_EVENTS))
+    except VaultDamagedError as error:
+        raise Aftermath(error, partial(_journal_damage, reason=str(error))) from None
+
+
+def _journal_damage(store: Store, reason: str) -> None:
+    store.alarm("log.damaged", "log", "found", reason=reason[:MAX_DETAIL_CHARACTERS])
 
 
 def checkpoint(store: Store, request: Checkpoint) -> str:
@@ -51,13 +89,21 @@ def status(store: Store, request: Status) -> VaultStatus:
         batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
         pads={link.link: segments.pads_left(store, link.link) for link in links},
         application_outbox=counts.get(READY, 0),
-        neighbour_outbox=store.connection.execute("SELECT count(*) FROM outbox").fetchone()[0],
+        neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
     )
 
 
 def _stock(store: Store, link: str, half: str) -> int:
-    return int(store.connection.execute(_STOCK, (link, half)).fetchone()[0])
+    return int(store.scalar(_STOCK, link, half))
 
 
-HANDLERS = {RecordEvent: record_event, EventsAfter: events_after, Checkpoint: checkpoint, Status: status}
+HANDLERS = {
+    RecordEvent: record_event,
+    RecordEvents: record_events,
+    EventsAfter: events_after,
+    LeavesAfter: leaves_after,
+    VerifyLog: verify_log,
+    Checkpoint: checkpoint,
+    Status: status,
+}

@@ -335,6 +335,28 @@ class RecordEvent(Request, frozen=True):
     event: AnyEvent  # its topic_sequence is given by the vault
 
 
+class RecordEvents(Request, frozen=True):
+    """Several audit leaves in their order, at least one. Answer: int, the first one's index."""
+
+    events: tuple[AnyEvent, ...]
+
+
+class LeavesAfter(Request, frozen=True):
+    """Leaves of the audit log from a position on, as text. Answer: tuple[tuple[int, str], ...], position and leaf."""
+
+    position: int
+    limit: int = 256
+
+
+class VerifyLog(Request, frozen=True):
+    """Read more entries of the log that was there on opening, in their order. Answer: tuple[int, int], read and in all.
+
+    VaultDamagedError, journalled, if an entry is not what was written.
+    """
+
+    limit: int = 512
+
+
 class EventsAfter(Request, frozen=True):
     """Events of the audit log from a position on. Answer: tuple[tuple[int, AnyEvent], ...], position and event."""
 

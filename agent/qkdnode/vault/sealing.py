@@ -8,11 +8,11 @@ AEAD objects live for one request at most: a live one keeps copies of its key on
 """
 
 import os
-import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import apsw
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -43,9 +43,7 @@ class Sealed(msgspec.Struct, frozen=True):
 class Sealing:
     """The keys of one open vault and what is done with them. `draw_into` fills a buffer with fresh entropy."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, root: RootKey, draw_into: Callable[[SecretBuffer], None]
-    ) -> None:
+    def __init__(self, connection: apsw.Connection, root: RootKey, draw_into: Callable[[SecretBuffer], None]) -> None:
         self._connection = connection
         self._root = root
         self._draw_into = draw_into

@@ -81,7 +81,7 @@ def destroy_all(store: Store, link: str) -> None:
 
 def pads_left(store: Store, link: str) -> int:
     """Pads left for sending."""
-    return int(store.connection.execute(_LEFT, (link,)).fetchone()[0])
+    return int(store.scalar(_LEFT, link))
 
 
 def reserve_pads(store: Store, request: ReservePads) -> tuple[PadAddress, ...]:

@@ -1,6 +1,5 @@
 """Protected rows in one SQLite connection: every read is verified, every change is journalled with it."""
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -8,6 +7,7 @@ from functools import cache
 from hmac import compare_digest
 from typing import Any, TypeVar
 
+import apsw
 import msgspec
 from cryptography.exceptions import InvalidTag
 from msgspec.structs import astuple, fields, replace
@@ -53,7 +53,7 @@ class Store:
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: apsw.Connection,
         sealing: Sealing,
         journal: Journal,
         *,
@@ -80,7 +80,7 @@ class Store:
 
     def get(self, record: type[R], *key: Any) -> R | None:
         """The verified row of a primary key, or None: unknown or set aside."""
-        rows = self._rows(_statements(record).select, key)
+        rows = self._rows(record, _statements(record).select, key)
         return self._verified(record, rows[0]) if rows else None
 
     def get_association(self, number: int) -> KnownAssociation | None:
@@ -94,7 +94,7 @@ class Store:
 
     def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """All verified rows of a condition in SQL, ORDER BY and LIMIT included."""
-        rows = self._rows(_statements(record).find + condition, values)
+        rows = self._rows(record, _statements(record).find + condition, values)
         found = [self._genuine(record, row) for row in rows]
         subjects = [row.subject(self.sealing.pseudonym) for row in found]
         named = [subject for subject in subjects if subject is not None]
@@ -103,6 +103,10 @@ class Store:
             if subject is not None and newest.get(subject) != row.leaf:  # type: ignore[attr-defined]
                 raise self._put_back(row)
         return found
+
+    def scalar(self, statement: str, *values: Any) -> Any:
+        """The one value of a query that is no record's, such as a count."""
+        return self.connection.execute(statement, values).fetchall()[0][0]
 
     def find_keys(self, ids: Sequence[bytes]) -> dict[bytes, Key]:
         """The verified keys among these ids that are in use."""
@@ -118,7 +122,7 @@ class Store:
         with suppress(Aftermath):
             return self.find(record, condition, *values)
         sound = []
-        for row in self._rows(_statements(record).find + condition, values):
+        for row in self._rows(record, _statements(record).find + condition, values):
             try:
                 sound.append(self._verified(record, row))
             except Aftermath as damage:
@@ -188,18 +192,24 @@ class Store:
             if row.delivered_ns is not None and row.delivered_remote_ns is not None:
                 self._counts[DELIVERED_BOTH] += by
 
-    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _rows(self, record: type[Record], statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             return self.connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if "decode" not in str(error):
-                raise
-        # A row whose text was damaged must reach its check.
-        self.connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        except UnicodeDecodeError:
+            # A row whose text was damaged must reach its check, and not keep the others from theirs.
+            return self._damaged_rows(record, statement, values)
+
+    def _damaged_rows(self, record: type[Record], statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        columns, where = _columns(record), f"({statement}) LIMIT 1 OFFSET"
+        count = self.scalar(f"SELECT count(*) FROM ({statement})", *values)
+        return [tuple(self._damaged_value(column, f"{where} {i}", values) for column in columns) for i in range(count)]
+
+    def _damaged_value(self, column: str, where: str, values: tuple[Any, ...]) -> Any:
         try:
-            return self.connection.execute(statement, values).fetchall()
-        finally:
-            self.connection.text_factory = str
+            return self.connection.execute(f"SELECT {column} FROM {where}", values).fetchall()[0][0]
+        except UnicodeDecodeError:
+            ((raw,),) = self.connection.execute(f"SELECT CAST({column} AS BLOB) FROM {where}", values)
+            return raw.decode("utf-8", "replace")
 
     def _journal(self, row: Record, happened: str, outcome: str, details: Mapping[str, Detail]) -> int:
         subject = row.subject(self.sealing.pseudonym)
@@ -260,8 +270,13 @@ class Store:
 
 
 @cache
+def _columns(record: type[Record]) -> tuple[str, ...]:
+    return (*(field.encode_name for field in fields(record)), "mac")
+
+
+@cache
 def _statements(record: type[Record]) -> Statements:
-    columns = [field.encode_name for field in fields(record)] + ["mac"]
+    columns = _columns(record)
     table, listed = record.table, ", ".join(columns)
     where = " AND ".join(f"{name} = ?" for name in record.key)
     find = f"SELECT {listed} FROM {table} WHERE "

@@ -1,9 +1,9 @@
 """Somebody writes to the vault's file: what was altered or put back is named and never used, the rest serves on."""
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 from vaults import FIRST, HERE, LINK, End, Pair, contents, waiting
@@ -36,9 +36,9 @@ def altered(value: Any) -> Any:
     return 1 if value is None else value + 1
 
 
-def alter(file: sqlite3.Connection, table: str, column: str, row: int) -> None:
+def alter(file: apsw.Connection, table: str, column: str, row: int) -> None:
     """Change one column of the row, text into what is not even UTF-8."""
-    (value,) = file.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()
+    (value,) = file.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchall()[0]
     new = altered(value)
     slot = "CAST(? AS TEXT)" if isinstance(value, str) else "?"
     file.execute("PRAGMA foreign_keys = OFF")

@@ -212,7 +212,7 @@ def test_without_entropy_nothing_is_sealed_and_nothing_changes(pair: Pair, monke
 
     pair.stock()
     leaves = pair.alice.call(Status()).leaves
-    monkeypatch.setattr(pair.alice.vault._store.sealing, "_draw_into", dry)
+    monkeypatch.setattr(pair.alice.vault._core._store.sealing, "_draw_into", dry)
     with pytest.raises(NoEntropyError):
         pair.allocate(pair.alice)
     monkeypatch.undo()
@@ -222,7 +222,7 @@ def test_without_entropy_nothing_is_sealed_and_nothing_changes(pair: Pair, monke
 
 def test_a_full_disk_changes_nothing_and_the_vault_recovers(pair: Pair) -> None:
     pair.stock()
-    connection = pair.alice.vault._connection
+    connection = pair.alice.vault._core._connection
     before = pair.alice.call(Status())
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
@@ -247,7 +247,7 @@ def test_a_full_disk_changes_nothing_and_the_vault_recovers(pair: Pair) -> None:
 
 
 def test_a_group_fails_whole_on_a_full_disk(pair: Pair) -> None:
-    connection = pair.alice.vault._connection
+    connection = pair.alice.vault._core._connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
     leaves = pair.alice.call(Status()).leaves

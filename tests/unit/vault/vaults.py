@@ -2,12 +2,12 @@
 
 import itertools
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkdnode.ids import ALICE, BOB, Association, BatchId, KeyId
@@ -112,12 +112,12 @@ class End:
         self.call(Associate(association=wanted, nodes=nodes, link=LINK, purpose="test", key_class="qkd"))
 
     @contextmanager
-    def tampering(self) -> Iterator[sqlite3.Connection]:
+    def tampering(self) -> Iterator[apsw.Connection]:
         """The vault's file through a second connection."""
-        connection = sqlite3.connect(self.path)
+        connection = apsw.Connection(str(self.path))
         try:
-            yield connection
-            connection.commit()
+            with connection:
+                yield connection
         finally:
             connection.close()
 

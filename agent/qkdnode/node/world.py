@@ -1,0 +1,157 @@
+"""What an agent touches the world with: files, devices, sockets, threads, clocks. A simulation gives it others."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from typing_extensions import Buffer
+
+from qkdnode.access.identities import NodeIdentity
+from qkdnode.channel.identity import OwnIdentity
+from qkdnode.channel.neighbour import Channel
+from qkdnode.config import Config, LinkSection
+from qkdnode.device.alarms import OnAlarm
+from qkdnode.device.identity import DeviceConfig, DeviceInfo
+from qkdnode.device.module import ReceiverModule, TransmitterModule
+from qkdnode.ids import ALICE
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.node.devices import module_backend
+from qkdnode.node.entropy import Entropy
+from qkdnode.vault.requests import Request
+from qkdnode.vault.root import RootSource
+from qkdnode.vault.service import Vault
+from qkdnode.workers.lanes import Lanes
+
+
+class NodeVault(Protocol):
+    """The vault as a node asks it."""
+
+    def ask(self, request: Request) -> Awaitable[Any]: ...
+    async def close(self) -> None: ...
+
+
+class NodeEntropy(Protocol):
+    """Random numbers as a node draws them."""
+
+    @property
+    def healthy(self) -> bool: ...
+    async def start(self) -> None: ...
+    def draw(self, size: int) -> SecretBuffer: ...
+    def draw_into(self, buffer: Buffer) -> None: ...
+    def statistics(self) -> Any: ...
+    async def stop(self) -> None: ...
+
+
+class NodeModule(Protocol):
+    """The QKD module at this end of a link."""
+
+    serial: str
+    info: DeviceInfo | None
+    config: DeviceConfig | None
+
+    def start(self, on_window: Callable[[Any], None], on_alarm: OnAlarm) -> None: ...
+    def statistics(self) -> Any: ...
+    def stop(self) -> None: ...
+
+
+class NodeChannel(Protocol):
+    """The classical channel to the neighbour of a link."""
+
+    @property
+    def connected(self) -> bool: ...
+    async def send(self, frame: bytes) -> None: ...
+    async def receive(self) -> bytes: ...
+    async def close(self) -> None: ...
+
+
+class NodeLanes(Protocol):
+    """The workers of a link."""
+
+    def submit(self, job: Any, long: bool, done: Callable[[Any, Any], None]) -> None: ...
+    def close(self) -> None: ...
+
+
+class ThreadedVault:
+    """The vault in its own thread, awaited from the loop."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def ask(self, request: Request) -> Awaitable[Any]:
+        """Queue a request; its answer comes once it is durable."""
+        return asyncio.wrap_future(self._vault.ask(request))
+
+    async def close(self) -> None:
+        """Answer what was asked, then close."""
+        await asyncio.to_thread(self._vault.close)
+
+
+class World:
+    """The real one."""
+
+    def wall_ns(self) -> int:
+        """Wall clock."""
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        """A clock that never steps; the loop's."""
+        return round(asyncio.get_running_loop().time() * 1e9)
+
+    async def open_vault(
+        self,
+        path: Path,
+        *,
+        root: RootSource,
+        node: str,
+        draw_into: Callable[[SecretBuffer], None],
+        sign: Callable[[bytes], bytes],
+        public_key: bytes,
+    ) -> NodeVault:
+        """Open the node's vault, or make it at the first start."""
+        vault = await asyncio.to_thread(
+            Vault.open,
+            path,
+            root=root,
+            node=node,
+            draw_into=draw_into,
+            sign=sign,
+            public_key=public_key,
+            clock_ns=self.wall_ns,
+            create=not path.exists(),
+        )
+        return ThreadedVault(vault)
+
+    def entropy(self, config: Config, *, on_change: Callable[[bool], None], on_alarm: OnAlarm) -> NodeEntropy:
+        """The QRNGs and their pool."""
+        return Entropy(config, on_change=on_change, on_alarm=on_alarm)
+
+    def module(self, section: LinkSection) -> NodeModule:
+        """The driver of a link's module."""
+        make = TransmitterModule if section.role == ALICE else ReceiverModule
+        return make(section.module.serial, module_backend(section), slots_per_window=section.distill.window_slots)
+
+    async def channel(
+        self,
+        section: LinkSection,
+        identity: OwnIdentity,
+        peer: NodeIdentity,
+        *,
+        on_lost: Callable[[], None],
+        on_refused: Callable[[str], None],
+    ) -> NodeChannel:
+        """This end of a link's classical channel."""
+        make = Channel.listen if section.listen is not None else Channel.connect
+        return await make(
+            section.listen or section.connect or "",
+            keys=identity.curve,
+            peer=peer.name,
+            peer_key=peer.curve,
+            on_lost=on_lost,
+            on_refused=on_refused,
+        )
+
+    def lanes(self, link: str) -> NodeLanes:
+        """Threads for the heavy work of a link."""
+        return Lanes(link, asyncio.get_running_loop())
