@@ -38,6 +38,9 @@ CREATE TABLE links (
     session_counter INTEGER NOT NULL,
     start BLOB NOT NULL,
     pair BLOB NOT NULL,
+    provisioned INTEGER NOT NULL,
+    heard_start BLOB NOT NULL,
+    heard INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
@@ -50,6 +53,7 @@ CREATE TABLE segments (
     pads INTEGER NOT NULL,
     sending INTEGER NOT NULL,
     seen INTEGER NOT NULL,
+    granted INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     sealed BLOB,
