@@ -47,7 +47,7 @@ class SessionEnd:
         parameters: Parameters = PARAMETERS,
         pads: int = PADS,
         marks: int = 0,
-        start: bytes = b"start 01",
+        run: bytes = b"start 01",
     ) -> None:
         self.role = role
         self.pool = AuthKeyPool(role)
@@ -56,7 +56,6 @@ class SessionEnd:
         self.counter = 0
         self.granted = marks  # of the peer's half
         self.refuses = ""  # what the vault finds of the peer's Greeting
-        self.start = start
         peer = BOB if role == ALICE else ALICE
         self.session = Session(
             node=NAMES[role],
@@ -64,7 +63,7 @@ class SessionEnd:
             role=role,
             link="a-b",
             pair=b"pair",
-            start=start,
+            start=run,
             greeting_key=SecretBuffer.copy_of(bytes(range(64))),
             parameters=parameters,
             pool=self.pool,
@@ -106,7 +105,7 @@ class SessionEnd:
                     granted = self.grant(greeting) if not self.refuses else ()
                     todo = self.session.admitted(greeting, granted, self.refuses) + todo
                 case sessions.ReservePads(count=count):
-                    (span,) = self.pool.allowed()
+                    span = self.pool.allowed()[-1]
                     self.mark = max(self.mark, span.first)
                     pads = self.reserve(count)
                     assert pads[-1].index < span.end, "a pad was not granted"
@@ -120,8 +119,9 @@ class SessionEnd:
         return Statement(b"", 0, BatchId(0, 0), (Mark(PROVISIONED, self.mark),), ())
 
     def grant(self, greeting: Greeting) -> tuple[PadSpan, ...]:
-        first = self.granted
-        self.granted += greeting.wanted
+        """Beyond what was granted before; `say` takes pads of its half as if more had been granted meanwhile."""
+        first = max([self.granted, *(mark.index for mark in greeting.statement.sending)])
+        self.granted = first + greeting.wanted
         return (PadSpan(PROVISIONED, first, self.granted),) if greeting.wanted else ()
 
     def say(self, message: Message) -> None:

@@ -34,12 +34,19 @@ class AuthKeyPool:
         self._role = role
         self._segments: dict[BatchId, Segment] = {}
         self._granted: deque[PadAddress] = deque()
-        self._allowed: list[PadSpan] = []  # what the peer has granted; never kept over a start
+        self._allowed: list[PadSpan] = []  # what the peer has granted; never kept over a start of either end
+        self._granter = b""  # the start of the peer that granted them
 
     def add(self, segment: Segment) -> None:
         """Make a segment's material available for verification; the vault decides which may be used to send."""
         if self._segments.setdefault(segment.name, segment) is not segment:
             segment.material.release()
+
+    def admit(self, start: bytes) -> None:
+        """What another run of the peer has granted no longer holds: the vault of this one may not know of it."""
+        if start != self._granter:
+            self._granter = start
+            self._allowed.clear()
 
     def allow(self, spans: tuple[PadSpan, ...]) -> None:
         """The peer's vault has granted these pads of our half: they may be reserved."""
@@ -61,9 +68,10 @@ class AuthKeyPool:
         self._allowed = left
         return tuple(left)
 
-    def lacks(self, count: int) -> int:
-        """How many consecutive pads the peer must grant before `count` can be had; 0 or `count`."""
-        return 0 if self._run(count) or any(span.end - span.first >= count for span in self.allowed()) else count
+    def lacks(self, count: int, granter: bytes) -> int:
+        """How many consecutive pads that run of the peer must grant before `count` can be had; 0 or `count`."""
+        spans = self.allowed() if granter == self._granter else ()
+        return 0 if self._run(count) or any(span.end - span.first >= count for span in spans) else count
 
     def grant(self, addresses: tuple[PadAddress, ...]) -> None:
         """Take over pads that the vault has durably reserved for sending."""

@@ -186,7 +186,7 @@ class Session:
             admitted=effect.admitted,
             refused=effect.refused,
             statement=statement,
-            wanted=self._pool.lacks(HELLO_PADS),
+            wanted=self._pool.lacks(HELLO_PADS, effect.answer_start),
             granted=effect.granted,
         )
         header = codec.Header(self._ours, self._theirs, codec.kind_of(greeting).code, self._role, 0, 0).pack()
@@ -204,10 +204,10 @@ class Session:
         answers = greeting.answer_to if greeting.answer_start == self._start else 0
         if answers and answers == self._offer:
             return self._refused(greeting) if greeting.refused else [Admit(greeting)]
-        if answers and answers == self._counter:
+        if answers and answers == self._counter and self.state is State.ADMITTED:
             return self._granted(greeting)
         if greeting.answer_to or greeting.answer_start:
-            raise RemoteProtocolError(f"greeting that answers session counter {greeting.answer_to}, not this one")
+            raise RemoteProtocolError(f"greeting that answers session counter {greeting.answer_to}, not the next one")
         if greeting.start == self._peer_start and greeting.counter <= self._peer_counter:
             raise RemoteProtocolError(f"greeting with session counter {greeting.counter} again")
         # It may be a recording: what runs goes on until the peer has answered.
@@ -227,6 +227,7 @@ class Session:
         self._counter, self._peer_counter, self._peer_start = answer.counter, greeting.counter, greeting.start
         alice, bob = (self._counter, self._peer_counter) if self._role == ALICE else (self._peer_counter, self._counter)
         self.session = alice << 32 | bob
+        self._pool.admit(greeting.start)
         self._send_next = self._receive_next = 1
         self.state = State.ADMITTED
         effects: list[Effect] = [Reset("the peer began a new session")] if running else []
@@ -234,9 +235,8 @@ class Session:
 
     def _granted(self, greeting: Greeting) -> list[Effect]:
         """The peer has admitted this end: the pads of our Hello may be taken."""
-        same = (greeting.start, greeting.counter) == (self._peer_start, self._peer_counter)
-        if self.state is not State.ADMITTED or not same:
-            return []
+        if (greeting.start, greeting.counter) != (self._peer_start, self._peer_counter):
+            raise RemoteProtocolError(f"greeting {greeting.counter} after {self._peer_counter} was admitted")
         if greeting.refused:
             return self._refused(greeting)
         if not greeting.admitted:

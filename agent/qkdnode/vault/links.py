@@ -68,7 +68,7 @@ def _older_copy(store: Store, link: Link, greeting: Greeting) -> str:
     if stated.heard > link.session_counter:
         known = f"the peer has heard session {stated.heard} of this end"
         return f"{OURS}: {known}, whose last one here is {link.session_counter}"
-    if stated.heard == link.session_counter and stated.heard_start != store.start:
+    if stated.heard and stated.heard == link.session_counter and stated.heard_start != store.start:
         return f"{OURS}: the peer has heard session {stated.heard} of another run of this end"
     same = greeting.start == link.heard_start
     if greeting.counter < link.heard or (greeting.counter == link.heard and not same):
