@@ -101,7 +101,7 @@ class VaultCore:
             _write_event(connection, journal, clock_ns(), "vault.opened")
         except BaseException as error:
             if connection is not None:
-                connection.close()
+                _let_go(connection)
             if root_key is not None:
                 root_key.destroy()
             disk.unlock(lock)
@@ -148,7 +148,7 @@ class VaultCore:
 
     def close(self) -> None:
         """Close the file and wipe the keys."""
-        self._connection.close()
+        _let_go(self._connection)
         self._store.sealing.destroy()
         self._disk.unlock(self._lock)
 
@@ -191,6 +191,12 @@ class VaultCore:
             self._connection.execute(statement)
         self._store.journal.rewind(mark)
         self._store.forget()
+
+
+def _let_go(connection: apsw.Connection) -> None:
+    """Close. A disk that fails now takes nothing away: the write-ahead log stays, and is read at the next opening."""
+    with suppress(apsw.Error):
+        connection.close()
 
 
 def storage_error(error: apsw.Error, path: Path) -> VaultError:
@@ -248,7 +254,7 @@ def _make(
     root_key = root.unlock(parameters)
     connection = disk.connect(fresh)
     try:
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
         connection.execute(f"BEGIN;{schema.TABLES}")

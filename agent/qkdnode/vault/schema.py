@@ -9,6 +9,8 @@ APPLICATION_ID = 0x514B4456  # "QKDV"
 SCHEMA_VERSION = 1
 
 PRAGMAS = (
+    # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
+    "PRAGMA synchronous = EXTRA",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",  # NORMAL hands keys out twice after a power loss
     "PRAGMA foreign_keys = ON",
