@@ -466,6 +466,8 @@ class World:
             for raw in self._openings[other_role(victim)]:
                 if self.connected and self.lives[victim].alive:
                     self.lives[victim].arrive(raw)
+                    if isinstance(codec.decode(raw).message, Greeting):
+                        self.lives[victim].arrive(raw[:-1] + bytes([raw[-1] ^ 1]))
 
     async def _end(self) -> None:
         for life in self.lives.values():

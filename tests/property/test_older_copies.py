@@ -36,10 +36,9 @@ def swallowed(role: str, hellos: int) -> tuple[Fault, ...]:
     return (Fault(ALICE, "SiftAnswer", 8, "lose"), *dropped, Fault(role, "Hello", hellos, "restore sender", 1.0))
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("hellos", [8, 40])
+@pytest.mark.parametrize(("role", "hellos"), [(ALICE, 8), (BOB, 8), (ALICE, 40)])
 def test_pads_of_hellos_that_the_wire_swallowed_are_not_used_again(role: str, hellos: int) -> None:
-    faults, wait_s = swallowed(role, hellos), 400.0 * hellos
+    faults, wait_s = swallowed(role, hellos), 300.0 * hellos
     world = play(
         Plan(
             faults, windows=16, restored=role, copied_s=1.9, restored_s=None, wait_s=wait_s, windows_after=8, pads=1400
@@ -71,14 +70,15 @@ def test_a_flood_of_old_greetings_and_hellos_costs_no_pad_and_no_session(victim:
     assert flooded.rules.breaches == []
     assert flooded.lives[victim].link.statistics.messages_discarded > 100
     assert flooded.lives[victim].link.statistics.sessions == quiet.lives[victim].link.statistics.sessions == 1
+    assert flooded.lives[victim].alarms["AUTH_FAILED"] == 1
     for role in ROLES:
         assert flooded.rules.pads_used(role) <= quiet.rules.pads_used(role) + 1
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_link_whose_peer_was_gone_for_long_is_up_within_seconds(role: str) -> None:
-    """Two hours, far beyond the longest back-off: an end that waits does the same after a week."""
-    gone_s = 7200.0
+    """An hour, far beyond the longest back-off: an end that waits does the same after a week."""
+    gone_s = 3600.0
     world = play(Plan(windows=8, gone=((role, 3.0, gone_s),), wait_s=gone_s + 10.0, windows_after=24))
     assert world.rules.breaches == []
     assert not world.failed
