@@ -261,6 +261,20 @@ class Site:
         return process
 
 
+# The keys in all Bundles of a vault, one by one.
+KEYS = """(
+    WITH RECURSIVE places (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM places WHERE i < 127)
+    SELECT
+        hex(substr(key_ids, 16 * i + 1, 16)) AS id,
+        CASE substr(states, i + 1, 1)
+            WHEN x'61' THEN 'allocated' WHEN x'72' THEN 'ready' WHEN x'64' THEN 'delivered'
+            WHEN x'62' THEN 'burnt' WHEN x'78' THEN 'damaged'
+        END AS state,
+        application, delivery, number * 128 + i AS place
+    FROM bundles JOIN places ON i < length(states)
+)"""
+
+
 def two_nodes(site: Site, **optics: Any) -> None:
     """Alice and Bob, a link, and an application at each end."""
     site.node("alice")

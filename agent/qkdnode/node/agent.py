@@ -223,6 +223,7 @@ class Agent:
             on_subscription=self._on_subscription,
             record=self._recorder.record_access,
             key_class=KEY_CLASS,
+            on_delivered=self._delivered,
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -247,6 +248,12 @@ class Agent:
             link.link.agreement.subscribed(
                 LocalSubscription(state.association, state.connected, state.size_bits, state.credit)
             )
+
+    def _delivered(self, association: Association) -> None:
+        """The neighbour is told at once: its next keys wait for that."""
+        link = self._links.get(association.source)
+        if link is not None:
+            link.link.agreement.wake()
 
     def _notify_supply(self, application: str) -> None:
         if self._supply is not None:

@@ -279,7 +279,7 @@ class Allocate(Message, frozen=True):
     batch: BatchId
     offset_bits: U64  # within the sender's half
     size_bits: Annotated[int, Meta(ge=8, le=65536)]
-    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 128)]
 
 
 class Allocated(Message, frozen=True):
@@ -379,7 +379,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(31, BatchCommit, (ALICE,), Protection.SETTLING, 4 * KIB),
     Kind(32, BatchAnswer, (BOB,), Protection.SETTLING, 4 * KIB),
     Kind(40, Settled, EITHER, Protection.VAULT, 16 * KIB),
-    Kind(41, Allocate, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(41, Allocate, EITHER, Protection.VAULT, 4 * KIB),
     Kind(42, Allocated, EITHER, Protection.VAULT, 4 * KIB),
     Kind(43, Delivered, EITHER, Protection.VAULT, 32 * KIB),
     Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
