@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PRAGMAS = (
     # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
