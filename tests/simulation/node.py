@@ -152,6 +152,9 @@ class SimulatedEntropy:
     def statistics(self) -> Any:
         return None
 
+    def acknowledge(self, serial: str) -> bool:
+        return False
+
     async def stop(self) -> None: ...
 
 
@@ -202,6 +205,9 @@ class SimulatedModule:
 
     def statistics(self) -> Any:
         return None
+
+    def acknowledge(self) -> bool:
+        return False
 
     def _next(self) -> None:
         now = self._life.loop.time()

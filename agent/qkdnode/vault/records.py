@@ -282,6 +282,25 @@ def outstanding(states: bytes, far: bytes) -> int:
     )
 
 
+class PausedLink(Record, frozen=True):
+    """Whether an operator has paused a link."""
+
+    table: ClassVar[str] = "pauses"
+    key: ClassVar[tuple[str, ...]] = ("link",)
+    event: ClassVar[type[Event]] = LinkEvent
+    topic: ClassVar[str] = "pauses"
+
+    link: str
+    paused: int
+    by: str  # the operator
+    since_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"pause/{self.link}"
+
+
 class PeerRequest(Record, frozen=True):
     """The neighbour's request to allocate, and how it was answered."""
 
@@ -318,7 +337,17 @@ class Notice(Record, frozen=True):
         return None
 
 
-RECORDS: tuple[type[Record], ...] = (Link, Segment, Batch, Chunk, KnownAssociation, Bundle, PeerRequest, Notice)
+RECORDS: tuple[type[Record], ...] = (
+    Link,
+    Segment,
+    Batch,
+    Chunk,
+    KnownAssociation,
+    Bundle,
+    PeerRequest,
+    Notice,
+    PausedLink,
+)
 RESERVED_SUBJECTS = tuple(
-    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request")
+    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause")
 )

@@ -182,6 +182,16 @@ CREATE TABLE requests (
     PRIMARY KEY (link, request)
 );
 
+CREATE TABLE pauses (
+    link TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
 CREATE TABLE outbox (
     link TEXT NOT NULL,
     number INTEGER NOT NULL,

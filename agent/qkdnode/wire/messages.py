@@ -338,6 +338,12 @@ class Goodbye(Message, frozen=True):
     drained: bool
 
 
+class Paused(Message, frozen=True):
+    """An operator has paused the sender's end, or lets it go on: while either end is paused Bob lists no Windows."""
+
+    paused: bool
+
+
 class Protection(Enum):
     """How a message is authenticated."""
 
@@ -385,8 +391,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
     Kind(45, Subscription, EITHER, Protection.VAULT, 4 * KIB),
     Kind(46, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
-    Kind(47, PadsWanted, EITHER, Protection.VAULT, 4 * KIB),
-    Kind(48, PadsGranted, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(47, Paused, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(48, PadsWanted, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(49, PadsGranted, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}
