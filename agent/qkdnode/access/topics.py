@@ -1,7 +1,7 @@
 """Which topics of events a subscriber may have: default deny, and every decision names its rule.
 
-A pattern is the name of a topic (`alarm`, `keys.a-b`), a family (`link.*`: every topic that begins with `link.`), or `*`
-for all. A family does not hold the topic of its own name.
+A pattern is the name of a topic (`alarm`, `keys.a-b`), a family (`link.*`: every topic that begins with `link.`), or
+`*` for all. A family does not hold the topic of its own name.
 """
 
 from collections.abc import Iterable, Mapping

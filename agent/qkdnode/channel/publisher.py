@@ -1,4 +1,4 @@
-"""The side that publishes: an XPUB behind CURVE and a Gate, where every subscription is decided on the subscriber's name.
+"""The side that publishes: an XPUB behind CURVE and a Gate; each subscription is decided on the subscriber's name.
 
 libzmq keeps what a subscriber asks for before it tells us, without a bound: a connection that asks for too much is cut.
 """
@@ -25,8 +25,8 @@ class Publisher:
     """Binds `endpoint` and sends messages of two frames to those whose subscription fits the first.
 
     `admit(curve key)` names the User-Id of a key or refuses by None; `wanted(user, prefix)` says whether that user may
-    have all messages whose first frame begins so; `refused` is given the reason of every failed handshake; `cut` is told
-    who was disconnected for subscriptions without end. A subscriber that reads too slowly loses messages at the
+    have all messages whose first frame begins so; `refused` is given the reason of every failed handshake; `cut`
+    is told who was disconnected for subscriptions without end. A subscriber that reads too slowly loses messages at the
     high-water mark, and holds up nobody.
     """
 

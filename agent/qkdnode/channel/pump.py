@@ -147,11 +147,6 @@ class Monitor:
         self._note = note
         self._pump = Pump(socket.get_monitor_socket(WATCHED), self._parse)
 
-    def look(self) -> None:
-        """Let libzmq act on what has happened to the socket's connections; for a millisecond then `send` does not."""
-        if self._has_input():
-            self._again()
-
     def drain(self) -> None:
         """Handle every event that has happened."""
         self._pump.drain()

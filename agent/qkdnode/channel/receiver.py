@@ -11,7 +11,7 @@ from qkdnode.errors import ChannelError
 
 
 class Receiver:
-    """Connects to a Publisher at `endpoint`, whose CURVE key must be `server`, and subscribes to prefixes of first frames.
+    """Connects to a Publisher at `endpoint`, with the CURVE key `server`, and subscribes to prefixes of first frames.
 
     `received` is given first frame and body. What the high-water mark or a lost connection swallowed is not told: the
     messages must carry numbers.

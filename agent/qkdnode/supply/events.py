@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -25,11 +26,9 @@ from qkdnode.supply.replay import NodeState, Replays, Retention
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault.requests import CheckpointsAfter, LeavesAfter, LogHead, LogState
 from qkdnode.wire.events import (
-    MAX_PUBLISHED_BYTES,
     MAX_REQUEST_BYTES,
     MAX_SUBSCRIPTION_BYTES,
     Head,
-    Page,
     Refused,
     Request,
     decode_request,
@@ -233,13 +232,13 @@ class EventServer:
         self._statistics.published += step.end - step.start
         if step.pages:
             for name in self._heard:
-                self._send_head(name, feed.head(step.start, step.sequences, lambda topic: self._may(name, topic)))
+                self._send_head(name, feed.head(step.start, step.sequences, partial(self._rules.may_have, name)))
         return len(leaves) == READ
 
     def _beat(self) -> None:
         feed = self._published()
         for name in self._heard:
-            self._send_head(name, feed.head(feed.end, feed.sequences, lambda topic: self._may(name, topic)))
+            self._send_head(name, feed.head(feed.end, feed.sequences, partial(self._rules.may_have, name)))
 
     def _send_head(self, name: str, head: Head) -> None:
         assert self._publisher is not None
@@ -249,9 +248,6 @@ class EventServer:
     def _published(self) -> Feed:
         assert self._feed is not None
         return self._feed
-
-    def _may(self, name: str, topic: str) -> bool:
-        return self._rules.may_have(name, topic)
 
     # Subscriptions
 

@@ -83,11 +83,11 @@ def pages_of(stream: bytes, leaves: Leaves, labels: Iterable[Label], notes: Note
         entries[CHECKPOINT] = [(number, size, note.encode()) for number, size, note in notes]
     for topic, rows in entries.items():
         begin = size = 0
-        for i, (_, _, leaf) in enumerate(rows):
-            if i - begin == MAX_PAGE_LEAVES or (i > begin and size + len(leaf) > MAX_PAGE_BYTES):
+        for i, (_, _, text) in enumerate(rows):
+            if i - begin == MAX_PAGE_LEAVES or (i > begin and size + len(text) > MAX_PAGE_BYTES):
                 yield _page(stream, topic, rows[begin:i])
                 begin, size = i, 0
-            size += len(leaf)
+            size += len(text)
         yield _page(stream, topic, rows[begin:])
 
 

@@ -98,7 +98,7 @@ class Replays:
             return Refused(
                 request.request,
                 "ahead",
-                f"the log has {head} entries, and {request.start} were received before: the vault is not the one it was",
+                f"the log has {head} entries, but {request.start} were received before: it is another vault, or an older one",
             )
         floor = max(0, head - self._retention.events)
         leaves = await self._read(request.start, head)

@@ -194,14 +194,14 @@ class Journal:
 
     def newest_checkpoint(self) -> tuple[int, int, str]:
         """Number, size and note; zeros and nothing if there is none."""
-        rows = self._connection.execute(
+        rows: list[Any] = self._connection.execute(
             "SELECT (SELECT count(*) FROM checkpoints), size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
         ).fetchall()
         return rows[0] if rows else (0, 0, "")
 
     def checkpoints_after(self, size: int, limit: int) -> tuple[tuple[int, int, str], ...]:
         """Number from 1, size and note of checkpoints of more than `size` leaves, in their order."""
-        rows = self._connection.execute(
+        rows: list[Any] = self._connection.execute(
             "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (size, limit)
         ).fetchall()
         if not rows:

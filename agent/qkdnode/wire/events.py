@@ -78,7 +78,7 @@ class Snapshot(Message, frozen=True, tag=16):
 
 
 class Replay(Message, frozen=True, tag=17):
-    """Subscriber to node: give me the log from `start` on, and checkpoints larger than `checkpoint`, of these topics."""
+    """Subscriber to node: these topics of the log from `start` on, with checkpoints larger than `checkpoint`."""
 
     request: U32
     start: U64
