@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "Measure the kernels of this machine.",
     "config": "Check a configuration.",
     "demo": "Watch two nodes make keys and hand them to two applications.",
+    "events": "Follow what happens at a node.",
     "provision": "Make the identities and keys that nodes and applications start with.",
     "run": "Run the agent of a node.",
     "subscribe": "Fetch keys for an application.",

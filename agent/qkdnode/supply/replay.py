@@ -93,12 +93,12 @@ class Replays:
 
     async def _replay(self, request: Replay) -> Answer:
         feed = self._feed()
-        stream, head, sequences = feed.stream, feed.end, dict(feed.sequences)
+        stream, head, sequences, newest = feed.stream, feed.end, dict(feed.sequences), feed.checkpoint_size
         if request.start > head:
             return Refused(
                 request.request,
                 "ahead",
-                f"the log has {head} entries, but {request.start} were received before: it is another vault, or an older one",
+                f"the log has {head} entries, but {request.start} were received before: the vault is another or older",
             )
         floor = max(0, head - self._retention.events)
         leaves = await self._read(request.start, head)
@@ -106,15 +106,17 @@ class Replays:
             return await self._refuse_old(request, max(request.start, floor), head)
         end = request.start + len(leaves)
         notes: tuple[tuple[int, int, str], ...] = ()
+        more = False
         if any_covers(request.topics, CHECKPOINT):
             notes = await self._ask(CheckpointsAfter(size=request.checkpoint, limit=NOTES))
-            if len(notes) == NOTES:  # there may be more of them before the end: as far as these go
+            more = len(notes) == NOTES
+            if more:  # there may be more of them before the end: as far as these go
                 end = max(request.start, min(end, notes[-1][1]))
-            notes = tuple(note for note in notes if note[1] <= end)
+            notes = tuple(note for note in notes if note[1] <= min(end, newest))
         chosen = [(leaf, label_of(leaf[1])) for leaf in leaves if leaf[0] < end]
         chosen = [(leaf, label) for leaf, label in chosen if any_covers(request.topics, label.topic)]
         pages = pages_of(stream, [leaf for leaf, _ in chosen], [label for _, label in chosen], notes)
-        complete = end == head and len(notes) < NOTES
+        complete = end == head and not more
         wanted = [item for item in sequences.items() if complete and any_covers(request.topics, item[0])]
         return Replayed(request.request, request.start, end, tuple(pages), complete, tuple(wanted[-MAX_TOPICS:]))
 

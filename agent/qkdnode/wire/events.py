@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from qkdnode.config import TopicPattern as Pattern
 from qkdnode.errors import RemoteProtocolError
 from qkdnode.wire.messages import U32, U64, Block16, Message
 
@@ -34,7 +35,6 @@ T = TypeVar("T")
 
 TOPIC_PATTERN = r"^[a-z0-9][a-z0-9._/-]{0,127}\Z"
 Topic = Annotated[str, Meta(pattern=TOPIC_PATTERN)]
-Pattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.\*)?)\Z")]
 Sequences = Annotated[tuple[tuple[Topic, U64], ...], Meta(max_length=MAX_TOPICS)]
 Patterns = Annotated[tuple[Pattern, ...], Meta(min_length=1, max_length=MAX_PATTERNS)]
 Text = Annotated[bytes, Meta(max_length=max(MAX_LEAF_BYTES, 4 * MAX_NOTE_CHARACTERS))]
