@@ -21,7 +21,9 @@ from qkdnode.client.order import Item
 @click.option("--identity", required=True, type=click.Path(path_type=Path), help="The subscriber's NAME.identity.")
 @click.option("--node", required=True, type=click.Path(path_type=Path), help="The node's NAME.public.")
 @click.option("--topic", "topics", multiple=True, help="A topic, a family such as 'link.*', or '*' (default: alarm).")
-@click.option("--after", type=int, default=None, help="Position of the last event known (default: from now on).")
+@click.option(
+    "--after", type=int, default=None, help="Position of the last event known, -1 for all (default: from now on)."
+)
 @click.option("--follow", is_flag=True, help="Go on; without it, stop once what was there at the start is shown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def command(
@@ -93,7 +95,7 @@ def _as_text(item: Item) -> str:
         case SignedCheckpoint(_, checkpoint, _):
             return f"{checkpoint.size - 1} checkpoint of {checkpoint.size} entries, signed by {checkpoint.origin}"
         case Missed(first, oldest, oldest_time_ns, _):
-            return f"positions {first} to {oldest - 1} are no longer replayed: the oldest kept is of {_clock(oldest_time_ns)}"
+            return f"positions {first} to {oldest - 1} are not replayed any more; the oldest kept is of {_clock(oldest_time_ns)}"
 
 
 def _clock(time_ns: int) -> str:

@@ -47,10 +47,10 @@ class Events:
     """Events of a node in the order of its audit log, each once, as they happen; what the wire lost is fetched again.
 
     Items are `Occurrence`s, `SignedCheckpoint`s if `topics` cover `checkpoint`, and a `Missed` where the node's
-    retention has passed. `after` is the position of the last event known, None to begin with what happens now. `topics`
-    are names, families (`link.*`) or `*`. AccessDeniedError if the node does not know the identity or refuses a topic,
-    with the name of its rule; SupplyError if it does not prove to be the node of the .public file, or its log is another
-    one; AuditError if its log is not what it claims.
+    retention has passed. `after` is the position of the last event known, -1 for all that is kept, None to begin with
+    what happens now. `topics` are names, families (`link.*`) or `*`. AccessDeniedError if the node does not know the
+    identity or refuses a topic, with the name of its rule; SupplyError if it does not prove to be the node of the
+    .public file, or its log is not the one that `after` is from; AuditError if its log is not what it claims.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Events:
                 msgspec.convert(topic, TopicPattern)
             except msgspec.ValidationError:
                 raise ConfigError(f"{topic!r} is no topic: give a name, a family such as `link.*`, or `*`") from None
-        if after is not None and not 0 <= after < 2**63 - 1:
-            raise ConfigError(f"`after` is {after}: give the position of an event, or None")
+        if after is not None and not -1 <= after < 2**63 - 1:
+            raise ConfigError(f"`after` is {after}: give the position of an event, -1, or None")
         self._publish, self._replay, self._published_limits = publish, replay, published_limits
         self._node = load_public_node(node)
         self._identity = load_identity(identity)

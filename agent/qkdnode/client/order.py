@@ -96,7 +96,7 @@ class Gap(Exception):
 class EventOrder:
     """What one subscriber has received, and what it still needs.
 
-    `after` is the position of the last event known, None to begin with what happens from now on. `congested` is set
+    `after` is the position of the last event known, -1 for all, None to begin with what happens from now on. `congested` is set
     while the items released are not taken: then nothing is released and nothing asked for.
     """
 
@@ -106,7 +106,7 @@ class EventOrder:
         self.snapshot: State | None = None
         self.congested = False
         self.repaired = self.repeated = self.discarded = 0  # answers used to mend; entries left out; frames not used
-        self._noted = 0 if after is None else after  # size of the newest checkpoint released
+        self._noted = max(0, after or 0)  # size of the newest checkpoint released
         self._sequences: dict[str, int] = {}  # topic -> number of the newest released
         self._all_known = False  # whether a topic that is not in there has none
         self._held: dict[Key, Entry] = {}
