@@ -49,6 +49,8 @@ class Publisher:
         self._gate = Gate(self._context, domain, self._decide)
         socket = open_socket(self._context, zmq.XPUB, limits)
         socket.setsockopt(zmq.XPUB_MANUAL, 1)
+        # Only subscriptions come in; libzmq 4.3.5 hears nothing more of one who says more at once than the mark.
+        socket.setsockopt(zmq.RCVHWM, 2 * MAX_SUBSCRIPTIONS)
         secure_server(socket, keys, domain)
         self._socket = socket
         self._monitor = Monitor(socket, self._note)

@@ -32,6 +32,7 @@ class Receiver:
         self._limits, self._received, self._malformed = limits, received, malformed
         self._context: Context = zmq.Context()
         socket = open_socket(self._context, zmq.SUB, limits)
+        socket.setsockopt(zmq.SNDHWM, 0)  # only subscriptions go out, and libzmq drops those beyond the mark
         secure_client(socket, keys, server)
         for prefix in prefixes:
             socket.setsockopt(zmq.SUBSCRIBE, prefix)
