@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx' -o -name '*.c' -o -name '*.h' -o -name '*.pxd')
 
-.PHONY: demo test lint bench clean setup
+.PHONY: demo test simulate lint bench clean setup
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+simulate: $(STAMP)
+	cd tests && ../$(BIN)/python -m simulation
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

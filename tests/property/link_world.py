@@ -15,9 +15,11 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,7 +29,7 @@ from virtual_time import VirtualTimeLoop
 from qkdnode.distill import effects as fx
 from qkdnode.distill.settings import Settings
 from qkdnode.errors import ChannelError, DiskFullError, QkdnodeError, VaultError
-from qkdnode.ids import ALICE, BOB, ROLES, Association, other_role
+from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.link.driver import Authentication, Link, Surroundings
 from qkdnode.native.secret import SecretBuffer, WorkingBuffer
@@ -225,6 +227,17 @@ class Life:
             ),
             software="test",
         )
+
+    @property
+    def association(self) -> Association:
+        """The pair of applications, as this node sees it."""
+        return ASSOCIATIONS[self.role]
+
+    def batches(self) -> dict[BatchId, tuple[str, int]]:
+        """State and usability of every Batch in the vault."""
+        with closing(apsw.Connection(str(self.directory / "vault.db"), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            rows = connection.execute("SELECT batch, state, usable FROM batches").fetchall()
+        return {BatchId(int.from_bytes(b[:8]), int.from_bytes(b[8:])): (state, usable) for b, state, usable in rows}
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that ends with this life."""

@@ -21,10 +21,10 @@ from qkdnode.errors import (
     VaultLockedError,
 )
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import allocations, batches, keys, links, log, outbox, schema, segments
+from qkdnode.vault import allocations, batches, extract, inventory, keys, links, log, outbox, pauses, schema, segments
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
-from qkdnode.vault.requests import OpenKey, Request
+from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
@@ -33,7 +33,7 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, log):
+for _module in (links, segments, batches, allocations, keys, outbox, log, inventory, extract, pauses):
     HANDLERS.update(_module.HANDLERS)
 
 
@@ -101,7 +101,7 @@ class VaultCore:
             _write_event(connection, journal, clock_ns(), "vault.opened")
         except BaseException as error:
             if connection is not None:
-                connection.close()
+                _let_go(connection)
             if root_key is not None:
                 root_key.destroy()
             disk.unlock(lock)
@@ -148,7 +148,7 @@ class VaultCore:
 
     def close(self) -> None:
         """Close the file and wipe the keys."""
-        self._connection.close()
+        _let_go(self._connection)
         self._store.sealing.destroy()
         self._disk.unlock(self._lock)
 
@@ -158,7 +158,7 @@ class VaultCore:
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
-        if isinstance(request, OpenKey):
+        if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
             with suppress(Aftermath):
                 return _read(self._store, request)
@@ -193,6 +193,12 @@ class VaultCore:
         self._store.forget()
 
 
+def _let_go(connection: apsw.Connection) -> None:
+    """Close. A disk that fails now takes nothing away: the write-ahead log stays, and is read at the next opening."""
+    with suppress(apsw.Error):
+        connection.close()
+
+
 def storage_error(error: apsw.Error, path: Path) -> VaultError:
     """What SQLite could not do, in our words."""
     kind, advice = VaultError, "look at the disk and the system log"
@@ -209,9 +215,9 @@ _STORAGE_ERRORS: dict[type[apsw.Error], tuple[type[VaultError], str]] = {
 }
 
 
-def _read(store: Store, request: OpenKey) -> Outcome:
+def _read(store: Store, request: OpenKey | OpenKeys) -> Outcome:
     try:
-        return Outcome(HANDLERS[OpenKey](store, request))
+        return Outcome(HANDLERS[type(request)](store, request))
     except QkdnodeError as error:
         return Outcome(error=error)
 
@@ -248,7 +254,7 @@ def _make(
     root_key = root.unlock(parameters)
     connection = disk.connect(fresh)
     try:
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
         connection.execute(f"BEGIN;{schema.TABLES}")

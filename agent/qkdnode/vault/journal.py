@@ -86,8 +86,9 @@ class Journal:
         subject: str,
         details: Mapping[str, Detail],
         outcome: str = "done",
+        keys: tuple[str, ...] = (),
     ) -> int:
-        """Journal one event; the position of its leaf."""
+        """Journal one event, with the pseudonyms of the keys that are concerned; the position of its leaf."""
         number = self._topics.get(topic, 0) + 1
         event: Any = kind(
             time_ns=self.now_ns,
@@ -98,6 +99,7 @@ class Journal:
             subject=subject,
             outcome=outcome,
             details=dict(details),
+            keys=keys or msgspec.UNSET,
         )
         return self._append(event)
 
@@ -253,7 +255,11 @@ class Journal:
                     "SELECT position, leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position",
                     (seen.frontier.size, min(wanted.size, seen.frontier.size + limit)),
                 )
-                for position, leaf in rows:
+                try:
+                    entries = rows.fetchall()
+                finally:
+                    rows.close(True)  # a cursor that an error leaves open would lock the file
+                for position, leaf in entries:
                     _verify_entry(seen, position, leaf)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
@@ -302,7 +308,7 @@ def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int]]:
     return Frontier.decode(frontier), dict(topics)
 
 
-def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:
+def _verify_entry(seen: "Verification", position: Any, leaf: Any) -> None:
     try:
         event = events.decode(leaf.encode())
     except AuditError as error:

@@ -63,6 +63,8 @@ class Alarm(msgspec.Struct):
     last_ns: int
     count: int = 1
     reported_ns: int = 0
+    acknowledged_by: str | None = None  # the operator who has seen it; raised again after that, it is new to them
+    acknowledged_ns: int | None = None
 
 
 class Alarms:
@@ -82,9 +84,20 @@ class Alarms:
             return
         alarm.count += 1
         alarm.last_ns, alarm.detail = now, detail
+        alarm.acknowledged_by = alarm.acknowledged_ns = None
         if now - alarm.reported_ns >= REPEAT_NS:
             alarm.reported_ns = now
             self._report(alarm)
+
+    def acknowledge(self, code: str, subject: str, by: str) -> bool:
+        """Note who has seen an alarm; False if it was noted already. KeyError if there is no such alarm."""
+        alarm = self._alarms[AlarmCode(code), subject] if code in AlarmCode.__members__ else None
+        if alarm is None:
+            raise KeyError(code)
+        if alarm.acknowledged_by is not None:
+            return False
+        alarm.acknowledged_by, alarm.acknowledged_ns = by, self._clock_ns()
+        return True
 
     def all(self) -> tuple[Alarm, ...]:
         """Every alarm since the start, oldest first."""

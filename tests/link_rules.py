@@ -2,14 +2,11 @@
 
 import hashlib
 import re
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
-import apsw
-
 from qkdnode.errors import AccessDeniedError
-from qkdnode.ids import ALICE, BOB, ROLES, BatchId, PadAddress, other_role
+from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
 from qkdnode.vault import requests as ask
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
@@ -24,8 +21,20 @@ from qkdnode.wire.messages import (
     Protection,
 )
 
-if TYPE_CHECKING:
-    from link_world import Life
+
+class Life(Protocol):
+    """One run of a node, as the rules look at it."""
+
+    @property
+    def link(self) -> Any: ...
+    @property
+    def vault(self) -> Any: ...  # with `call`
+    @property
+    def association(self) -> Association: ...  # of its application
+    def batches(self) -> dict[BatchId, tuple[str, int]]:
+        """State and usability of every Batch in its vault."""
+        ...
+
 
 # The whole life of a Batch in each end's log.
 HISTORIES = {
@@ -131,16 +140,16 @@ class Rules:
 
     # --- once it has settled ---
 
-    def settled(self, lives: dict[str, "Life"]) -> bool:
+    def settled(self, lives: dict[str, Life]) -> bool:
         """Whether nothing waits for anything."""
         for life in lives.values():
             status = life.vault.call(ask.Status())
             waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
             if waits or not life.link.is_open:
                 return False
-        return all(usable or state == "abandoned" for role in ROLES for state, usable in batches(lives[role]).values())
+        return all(usable or state == "abandoned" for role in ROLES for state, usable in lives[role].batches().values())
 
-    def check(self, lives: dict[str, "Life"]) -> None:
+    def check(self, lives: dict[str, Life]) -> None:
         """Both ends have the same Batches, keys and stock, each key once and in the right hands."""
         if self.breaches:
             return
@@ -150,21 +159,22 @@ class Rules:
         if not self.breaches:
             self._check_batches(lives)
             self._check_keys()
+            self._check_deliveries(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
-    def _unsettled(self, lives: dict[str, "Life"]) -> str:
+    def _unsettled(self, lives: dict[str, Life]) -> str:
         found = []
         for role, life in lives.items():
             status = life.vault.call(ask.Status())
-            waiting = [f"{batch} {state}" for batch, (state, usable) in batches(life).items() if not usable]
+            waiting = [f"{batch} {state}" for batch, (state, usable) in life.batches().items() if not usable]
             found.append(
                 f"{role} {life.link.statistics.state} batches {waiting} keys {status.keys} "
                 f"outboxes {status.neighbour_outbox} {status.application_outbox} pads {status.pads}"
             )
         return "; ".join(found)
 
-    def _check_histories(self, role: str, life: "Life") -> None:
+    def _check_histories(self, role: str, life: Life) -> None:
         histories: dict[str, list[str]] = {}
         position = 0
         while events := life.vault.call(ask.EventsAfter(position=position, limit=4096)):
@@ -176,8 +186,8 @@ class Rules:
             right = HISTORIES[role].fullmatch(" ".join(history)) is not None
             self._demand(right, f"{role}: {subject} went through {history}")
 
-    def _check_batches(self, lives: dict[str, "Life"]) -> None:
-        found = {role: batches(lives[role]) for role in ROLES}
+    def _check_batches(self, lives: dict[str, Life]) -> None:
+        found = {role: lives[role].batches() for role in ROLES}
         ready = {role: {batch for batch, (state, _) in found[role].items() if state == "ready"} for role in ROLES}
         self._demand(ready[ALICE] == ready[BOB], f"READY differs: {ready}")
         for role in ROLES:
@@ -195,11 +205,18 @@ class Rules:
         self._demand(allocated - self.refused == alice, f"lost: {allocated - self.refused - alice}")
         self._demand(not self.refused & (alice | bob), "a refused key was delivered")
 
-    def _check_stock(self, lives: dict[str, "Life"]) -> None:
+    def _check_deliveries(self, lives: dict[str, Life]) -> None:
+        """Each end knows that the other has delivered."""
+        for role, life in lives.items():
+            both = life.vault.call(ask.Status()).keys_delivered_both
+            known = len(self.acknowledged[role])
+            self._demand(both == known, f"{role} knows of {both} keys delivered at both ends, of {known} that are")
+
+    def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""
         for role in ROLES:
             ours, theirs = lives[role], lives[other_role(role)]
-            association = ask_association(role)
+            association = ours.association
             bits = {end: life.vault.call(ask.Status()) for end, life in lives.items()}
             own = bits[role].stock_bits_own[ours.link.name]
             self._demand(own == bits[other_role(role)].stock_bits_peer[ours.link.name], f"{role}'s half differs")
@@ -218,7 +235,7 @@ class Rules:
                     ask.AllocationAnswered(link=ours.link.name, request=entry.number, outcome=outcome)
                 )
             for key_id in ids:
-                a, b = (opened(life, key_id, ask_association(end).local) for end, life in lives.items())
+                a, b = (opened(life, key_id, life.association.local) for end, life in lives.items())
                 self._demand(a == b, f"stock of {role} differs between the ends")
             self._demand(len(ids) == count, f"{count} keys of stock at {role}, {len(ids)} agreed")
             try:
@@ -228,22 +245,7 @@ class Rules:
                 pass
 
 
-def ask_association(role: str) -> Any:
-    from link_world import ASSOCIATIONS
-
-    return ASSOCIATIONS[role]
-
-
-def opened(life: "Life", key_id: UUID, application: str) -> bytes:
+def opened(life: Life, key_id: UUID, application: str) -> bytes:
     """A digest of a key."""
     with life.vault.call(ask.OpenKey(key_id=key_id, application=application)) as key:
         return hashlib.sha256(key).digest()
-
-
-def batches(life: "Life") -> dict[BatchId, tuple[str, int]]:
-    """State and usability of every Batch in a node's vault."""
-    with closing(apsw.Connection(str(life.directory / "vault.db"), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-        rows = connection.execute("SELECT batch, state, usable FROM batches").fetchall()
-    return {
-        BatchId(int.from_bytes(batch[:8]), int.from_bytes(batch[8:])): (state, usable) for batch, state, usable in rows
-    }

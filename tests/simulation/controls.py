@@ -1,0 +1,157 @@
+"""Planted bugs that the simulation must find: a harness that finds nothing proves nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from qkdnode.authentication import session as authentication
+from qkdnode.link.settlement import Settlement
+from qkdnode.vault import core, journal, outbox, schema
+from qkdnode.vault import requests as ask
+from qkdnode.vault.records import Link, Segment, pack_batch
+from qkdnode.vault.store import Store
+from qkdnode.wire.messages import Delivered
+from simulation.run import FAULTS, LIT_S, PERIOD_S, Outcome, Simulation
+
+Handler = Callable[[Store, Any], Any]
+Plant = Callable[[], Any]  # a context manager
+
+
+class Control(msgspec.Struct, frozen=True):
+    """One planted bug, and the faults under which it must show: their kinds (all, if none are named) and how many."""
+
+    name: str
+    plant: Plant
+    faults: tuple[str, ...] = ()
+    hours: float = 0.2
+    faults_per_hour: float = 240.0
+    lit_s: float = LIT_S
+
+    def found(self, seeds: range) -> Outcome | None:
+        """The first run that shows the bug."""
+        chosen = {name: act for name, act in FAULTS.items() if not self.faults or name.startswith(self.faults)}
+        with self.plant():
+            for seed in seeds:
+                outcome = Simulation(
+                    seed, hours=self.hours, faults_per_hour=self.faults_per_hour, faults=chosen, lit_s=self.lit_s
+                ).play()
+                if outcome.breaches:
+                    return outcome
+        return None
+
+
+def handler(request: type[ask.Request], make: Callable[[Handler], Handler]) -> Plant:
+    """The vault answers a request otherwise."""
+    return lambda: mock.patch.dict(core.HANDLERS, {request: make(core.HANDLERS[request])})
+
+
+@contextmanager
+def sent_before_it_is_journalled() -> Iterator[None]:
+    async def journalled(self: Any, effect: Any) -> None:
+        link = self._link
+        message = getattr(effect, "commit", None) or effect.answer
+        if not await self.pad_granted(message.batch.session):
+            effect.key.release()
+            return
+        raw = link.session.seal(message)
+        link.spent(1)
+        await link.transmit(raw)
+        await self._store(effect, message.batch, raw)
+
+    with mock.patch.object(Settlement, "journal", journalled):
+        yield
+
+
+@contextmanager
+def pragmas(otherwise: str) -> Iterator[None]:
+    changed = tuple(pragma.replace("= FULL", otherwise) for pragma in schema.PRAGMAS)
+    with mock.patch.object(schema, "PRAGMAS", changed):
+        yield
+
+
+def pads_handed_out_again(reserve: Handler) -> Handler:
+    def again(store: Store, request: ask.ReservePads) -> Any:
+        taken = reserve(store, request)
+        row = store.get(Segment, request.link, pack_batch(taken[-1].segment))
+        if row is not None and row.sending > 40 and row.sending % 3 == 0:
+            store.change(row, "pads.reserved", {}, sending=row.sending - 1)
+        return taken
+
+    return again
+
+
+def counter_stands_still(counter: Handler) -> Handler:
+    def same(store: Store, request: ask.NextSession) -> Any:
+        link = store.get(Link, request.link)
+        return link.session_counter if link is not None and link.session_counter > 1 else counter(store, request)
+
+    return same
+
+
+def outbox_cleared_when_sent(read: Handler) -> Handler:
+    def cleared(store: Store, request: ask.NeighbourOutbox) -> Any:
+        entries = read(store, request)
+        for entry in entries:
+            if isinstance(entry.message, Delivered):
+                outbox.clear(store, request.link, entry.number)
+        return entries
+
+    return cleared
+
+
+def pending_is_taken_as_ready(opening: Handler) -> Handler:
+    def settled(store: Store, request: ask.OpenLink) -> Any:
+        state = opening(store, request)
+        for batch in state.unsettled:
+            core.HANDLERS[ask.SettlePending](store, ask.SettlePending(link=request.link, batch=batch.batch, ready=True))
+        return msgspec.structs.replace(state, unsettled=())
+
+    return settled
+
+
+def delivery_forgotten(delivered: Handler) -> Handler:
+    return lambda store, request: len(request.key_ids)
+
+
+@contextmanager
+def leaf_lost() -> Iterator[None]:
+    write = journal.Journal.write
+
+    def short(self: Any) -> None:
+        if len(self._pending) > 2:
+            del self._pending[1]
+        write(self)
+
+    with mock.patch.object(journal.Journal, "write", short):
+        yield
+
+
+@contextmanager
+def any_tag_will_do() -> Iterator[None]:
+    with mock.patch.object(authentication, "equal", return_value=True):
+        yield
+
+
+POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
+CONTROLS = (
+    Control("a message is sent before it is journalled", sent_before_it_is_journalled),
+    Control("synchronous=NORMAL", lambda: pragmas("= NORMAL"), POWER),
+    Control("synchronous=OFF", lambda: pragmas("= OFF"), POWER),
+    Control("a pad mark that rewinds", handler(ask.ReservePads, pads_handed_out_again)),
+    Control("the session counter stands still", handler(ask.NextSession, counter_stands_still), KILLS),
+    Control("a notice is cleared when it is sent", handler(ask.NeighbourOutbox, outbox_cleared_when_sent)),
+    Control(
+        "PENDING is taken as READY after a crash",
+        handler(ask.OpenLink, pending_is_taken_as_ready),
+        ("kill at",),
+        0.1,
+        1800.0,
+        PERIOD_S,
+    ),
+    Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
+    Control("a leaf of the audit log is lost", leaf_lost),
+    Control("an unauthenticated message is accepted", any_tag_will_do, ("a frame is altered",)),
+)
