@@ -95,7 +95,9 @@ def _as_text(item: Item) -> str:
         case SignedCheckpoint(_, checkpoint, _):
             return f"{checkpoint.size - 1} checkpoint of {checkpoint.size} entries, signed by {checkpoint.origin}"
         case Missed(first, oldest, oldest_time_ns, _):
-            return f"positions {first} to {oldest - 1} are not replayed any more; the oldest kept is of {_clock(oldest_time_ns)}"
+            return (
+                f"positions {first} to {oldest - 1} are not replayed any more; {oldest} is of {_clock(oldest_time_ns)}"
+            )
 
 
 def _clock(time_ns: int) -> str:

@@ -96,8 +96,8 @@ class Gap(Exception):
 class EventOrder:
     """What one subscriber has received, and what it still needs.
 
-    `after` is the position of the last event known, -1 for all, None to begin with what happens from now on. `congested` is set
-    while the items released are not taken: then nothing is released and nothing asked for.
+    `after` is the position of the last event known, -1 for all, None to begin with what happens from now on.
+    `congested` is set while the items released are not taken: then nothing is released and nothing asked for.
     """
 
     def __init__(self, node: str, public_key: bytes, topics: Iterable[str], after: int | None) -> None:
