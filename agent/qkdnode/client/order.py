@@ -115,7 +115,7 @@ class EventOrder:
         self._stream = b""
         self._behind = True
         self._missed: Refused | None = None
-        self._connected = False
+        self._connected = self._over = False
         self._asked: int | None = None  # number of the request that is not answered
         self._asked_s = self._heard_s = 0.0
         self._number = 0
@@ -285,7 +285,7 @@ class EventOrder:
     # What is asked for
 
     def _ask(self, now_s: float) -> list[Outcome]:
-        if not self._connected or self._asked is not None or self.congested:
+        if not self._connected or self._asked is not None or self.congested or self._over:
             return []
         number = (self._number + 1) % 2**32
         if self.next is None or self._missed is not None:
@@ -312,7 +312,7 @@ class EventOrder:
                 try:
                     self._noted = checkpoints.verify(state.checkpoint, self._public_key).size
                 except AuditError as error:
-                    return [Failure(AuditError(f"node {self._node}: {error}"))]
+                    return self._fail(AuditError(f"node {self._node}: {error}"))
         return []
 
     def _mend(self, answer: Replayed) -> list[Outcome]:
@@ -328,7 +328,7 @@ class EventOrder:
                 if sequences.setdefault(topic, newest) != newest:
                     raise Gap(f"the newest number of topic {topic} is {newest}, but {sequences[topic]} came")
         except (Gap, AuditError, RemoteProtocolError) as error:
-            return [Failure(AuditError(f"the log that node {self._node} replays is not what it claims: {error}"))]
+            return self._fail(AuditError(f"the log that node {self._node} replays is not what it claims: {error}"))
         outcomes = self._release(fresh, answer.end, sequences)
         if answer.complete:
             self._behind, self._all_known = False, len(answer.sequences) < MAX_TOPICS
@@ -345,4 +345,8 @@ class EventOrder:
             self._missed = answer
             return []
         said = f"node {self._node}: {answer.reason}"
-        return [Failure(AccessDeniedError(said) if answer.code == "denied" else SupplyError(said))]
+        return self._fail(AccessDeniedError(said) if answer.code == "denied" else SupplyError(said))
+
+    def _fail(self, error: QkdnodeError) -> list[Outcome]:
+        self._over = True
+        return [Failure(error)]
