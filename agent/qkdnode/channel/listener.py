@@ -90,7 +90,7 @@ class Listener:
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise ChannelError(f"cannot send to {peer.user}: {error}") from None
-        self._forget(peer)
+        # It is not forgotten yet: what it said before it left may still wait here, and is read before its end is noted.
         raise ChannelError(f"{peer.user} is no longer connected to {self.endpoint}")
 
     async def close(self) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
+from qkdnode.node.service_manager import ServiceManager
+from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
 from qkdnode.supply.events import EventServer
@@ -69,7 +72,9 @@ class Agent:
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._started = self._stopping = False
+        self._manager = ServiceManager(None, None)  # only a process of its own has one
+        self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
         self._refusals = Throttle(burst=10, per_s=0.1)
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -84,15 +89,26 @@ class Agent:
             raise MemoryLockError("key material cannot be locked here: allow memfd_secret, or raise LimitMEMLOCK")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._log.info("starting", version=__version__, memory=mode)
+        manager = self._manager = ServiceManager.from_environment(os.environ)
+        signs: asyncio.Task[None] | None = None
         try:
             await self.start()
+            manager.ready(self._watching.status())
+            signs = asyncio.create_task(manager.keep_alive(self._watching.why_not_alive, self._watching.status))
             await self.until(stop)
         finally:
+            manager.stopping()
             await self.stop()
+            if signs is not None:
+                signs.cancel()
+            manager.close()
 
     async def start(self) -> None:
         """Make every part: random numbers and the vault, the supply, the links."""
         self._loop = asyncio.get_running_loop()
+        if self._config.watch is not None:
+            host, port = await self._watching.serve(self._config.watch)
+            self._log.info("metrics and health are shown", host=host, port=port)
         identity = load_identity(self._base / self._config.node.identity)
         if identity.name != self._config.node.name:
             raise ConfigError(f"{self._config.node.identity} is the identity of {identity.name!r}, not of this node")
@@ -138,6 +154,7 @@ class Agent:
         self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
+        self._started = True
         self._log.info("started")
 
     async def until(self, stop: asyncio.Event) -> None:
@@ -183,6 +200,7 @@ class Agent:
                     await last()
                 except VaultError as error:
                     self._log.error("the vault did not take the stop", reason=str(error))
+        await self._watching.close()
         self._log.info("stopped", **final)
 
     async def _drain(self) -> None:
@@ -266,6 +284,16 @@ class Agent:
         if self._events is not None:
             await self._events.close()
 
+    def _parts(self) -> Parts:
+        return Parts(
+            entropy=self._entropy,
+            links=self._links,
+            supply=self._supply,
+            vault_open=self._vault is not None,
+            started=self._started,
+            stopping=self._stopping,
+        )
+
     async def _start_control(self) -> None:
         if self._config.control is None:
             return
@@ -312,6 +340,15 @@ class Agent:
     def ask_to_stop(self) -> None:
         """Have `until` return, as a signal does."""
         self._stop_asked.set()
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The service manager is told that the configuration is read anew, and when that is over."""
+        self._manager.reloading()
+        try:
+            yield
+        finally:
+            self._manager.ready(self._watching.status())
 
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None:
         """Take over what of a configuration takes effect at once: applications and their associations."""

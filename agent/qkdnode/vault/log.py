@@ -11,6 +11,7 @@ from qkdnode.ids import other_role
 from qkdnode.vault import segments
 from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import (
+    Alive,
     Checkpoint,
     CheckpointsAfter,
     EventsAfter,
@@ -111,7 +112,13 @@ def status(store: Store, request: Status) -> VaultStatus:
         application_outbox=counts.get(READY, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
+        commits=store.commits,
     )
+
+
+def alive(store: Store, request: Alive) -> None:
+    """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
+    store.scalar("PRAGMA schema_version")
 
 
 def _stock(store: Store, link: str, half: str) -> int:
@@ -128,4 +135,5 @@ HANDLERS = {
     VerifyLog: verify_log,
     Checkpoint: checkpoint,
     Status: status,
+    Alive: alive,
 }

@@ -53,6 +53,28 @@ ADVICE = {
 }
 
 
+SEVERITY = {
+    AlarmCode.QBER_HIGH: "critical",
+    AlarmCode.CLICKS: "major",
+    AlarmCode.LINK_DOWN: "major",
+    AlarmCode.NO_ENTROPY: "critical",
+    AlarmCode.AUTH_STARVED: "major",
+    AlarmCode.AUTH_FAILED: "critical",
+    AlarmCode.DEVICE_LOST: "major",
+    AlarmCode.DEVICE_GAP: "minor",
+    AlarmCode.DEVICE_CLOCK: "major",
+    AlarmCode.DEVICE_UNHEALTHY: "critical",
+    AlarmCode.DEVICE_UNUSABLE: "major",
+    AlarmCode.DEVICE_PROTOCOL: "major",
+    AlarmCode.AUDIT_STOPPED: "critical",
+    AlarmCode.DISK_FULL: "critical",
+    AlarmCode.VAULT: "major",
+    AlarmCode.VAULT_DAMAGED: "critical",
+    AlarmCode.CONFIG: "major",
+    AlarmCode.PROTOCOL: "minor",
+}
+
+
 class Alarm(msgspec.Struct):
     """One alarm: a code about a subject (a link, a device, the node)."""
 
