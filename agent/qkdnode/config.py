@@ -17,6 +17,7 @@ from qkdnode.errors import ConfigError
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}\Z")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
+TopicPattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.\*)?)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]  # and so finite, as every number must be
 UserId = Annotated[int, Meta(ge=0, lt=2**32)]
@@ -212,6 +213,23 @@ class AssociationSection(Section, frozen=True):
     link: Name
 
 
+class EventsSection(Section, frozen=True):
+    """Where events are published, and how far back they are replayed: whichever limit is reached first."""
+
+    publish: Endpoint
+    replay: Endpoint
+    retention_events: Annotated[int, Meta(ge=1, le=2**53)] = 1_000_000  # newest entries of the audit log
+    retention_hours: Annotated[float, Meta(gt=0.0, le=876_000.0)] = 168.0
+
+
+class SubscriberSection(Section, frozen=True):
+    """An application or node that may have events, and of which topics."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision`
+    topics: Annotated[tuple[TopicPattern, ...], Meta(min_length=1, max_length=64)]
+
+
 class WatchSection(Section, frozen=True):
     """Where the node shows its metrics and its health, over plain HTTP: to this machine only, unless told otherwise."""
 
@@ -253,6 +271,8 @@ class Config(Section, frozen=True):
     qrng: tuple[QrngSection, ...] = ()
     link: tuple[LinkSection, ...] = ()
     association: tuple[AssociationSection, ...] = ()
+    events: EventsSection | None = None
+    subscriber: tuple[SubscriberSection, ...] = ()
     control: ControlSection | None = None
     operator: tuple[OperatorSection, ...] = ()
 
@@ -262,6 +282,7 @@ class Config(Section, frozen=True):
             ("application", [application.name for application in self.application]),
             ("operator", [operator.name for operator in self.operator]),
             ("qrng", [qrng.serial for qrng in self.qrng]),
+            ("subscriber", [subscriber.name for subscriber in self.subscriber]),
             ("module of a link", [link.module.serial for link in self.link]),
         ):
             for name in names:
@@ -276,6 +297,8 @@ class Config(Section, frozen=True):
                 raise ValueError(f"`association.link` names {association.link!r}, which is no `link`")
         if applications and self.supply is None:
             raise ValueError("`application` needs a `supply` section")
+        if self.subscriber and self.events is None:
+            raise ValueError("`subscriber` needs an `events` section")
         if self.operator and self.control is None:
             raise ValueError("`operator` needs a `control` section")
         if self.link and not self.qrng:

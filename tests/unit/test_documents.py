@@ -13,6 +13,7 @@ from qkdnode import config
 from qkdnode.config import AuthenticationSection, DistillSection, Section, decode_config
 from qkdnode.device.alarms import AlarmCode as DeviceAlarmCode
 from qkdnode.watch.alarms import AlarmCode
+from qkdnode.wire import events as wire_events
 from qkdnode.wire import supply
 from qkdnode.wire.messages import KINDS, Kind, Parameters
 
@@ -22,6 +23,7 @@ README = (ROOT / "README.md").read_text()
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
 KINDS_TABLE = PROTOCOL.split("\n### All kinds\n")[1].split("\n## ")[0]
 SUPPLY = PROTOCOL.split("\n## 10 Supply\n")[1].split("\n## ")[0]
+EVENTS = PROTOCOL.split("\n## 12 Events\n")[1]
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 FOLDERS = ("agent", "ext", "firmware_stubs", "hil", "tests", "docs", "distill", "authentication", "link")
@@ -115,6 +117,19 @@ def test_the_protocol_lists_every_supply_message_under_its_tag() -> None:
     assert len(messages) == 13
     for message in messages:
         assert f"| `{message.__name__}` |" in row_of(SUPPLY, str(message.__struct_config__.tag))
+
+
+def test_the_protocol_lists_every_message_about_events_with_its_fields() -> None:
+    messages = [
+        value
+        for value in vars(wire_events).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__struct_config__.tag is not None
+    ]
+    assert len(messages) == 7
+    for message in messages:
+        row = row_of(EVENTS, str(message.__struct_config__.tag))
+        assert f"| `{message.__name__}` |" in row
+        assert not [name for name in message.__struct_fields__ if not re.search(rf"\b{name}\b", row)]
 
 
 @pytest.mark.parametrize("code", list(AlarmCode), ids=str)

@@ -23,6 +23,7 @@ from qkdnode.ids import Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.control import NodeControl
+from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
@@ -30,6 +31,7 @@ from qkdnode.node.service_manager import ServiceManager
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
+from qkdnode.supply.events import EventServer
 from qkdnode.supply.server import SubscriptionState, SupplyServer
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault import requests as ask
@@ -63,6 +65,7 @@ class Agent:
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
         self._supply: SupplyServer | None = None
+        self._events: EventServer | None = None
         self._file = file  # that the configuration was read from, to be read again
         self._applications: AllowList[ApplicationIdentity] = AllowList()
         self._control: NodeControl | None = None
@@ -115,6 +118,15 @@ class Agent:
             on_alarm=lambda alarm: in_loop(self._loop, self._recorder.device_alarm, alarm),
         )
         await self._start_entropy_and_vault(identity, self._entropy)
+        self._events = await start_events(
+            self._config,
+            self._base,
+            identity,
+            ask=self._ask_vault,
+            links=self._links,
+            recorder=self._recorder,
+            clock_ns=self._world.wall_ns,
+        )
         await self._start_supply(identity, self._entropy)
         paused = {pause.link for pause in await self.ask(Pauses())}
         for section in self._config.link:
@@ -183,7 +195,7 @@ class Agent:
         await self._recorder.finish()
         if self._vault is not None:
             # A disk that is full must not hide why the node stops, nor keep the keys from being wiped.
-            for last in (self._recorder.record_stop, self._vault.close):
+            for last in (self._recorder.record_stop, self._stop_events, self._vault.close):
                 try:
                     await last()
                 except VaultError as error:
@@ -267,6 +279,11 @@ class Agent:
         )
         await self._supply.start(self._config.supply.listen)
 
+    async def _stop_events(self) -> None:
+        """Once the last leaf but the vault's own is journalled, so that it is published too."""
+        if self._events is not None:
+            await self._events.close()
+
     def _parts(self) -> Parts:
         return Parts(
             entropy=self._entropy,
@@ -342,7 +359,13 @@ class Agent:
     # --- what parts call -------------------------------------------------------------------------------------------
 
     async def ask(self, request: Any) -> Any:
-        """Ask the vault."""
+        """Ask the vault; what it journals for that is published soon."""
+        answer = await self._ask_vault(request)
+        if self._events is not None:
+            self._events.grew()
+        return answer
+
+    async def _ask_vault(self, request: Any) -> Any:
         if self._vault is None:
             raise VaultError("the vault is not open")
         return await self._vault.ask(request)

@@ -13,8 +13,11 @@ from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import (
     Alive,
     Checkpoint,
+    CheckpointsAfter,
     EventsAfter,
     LeavesAfter,
+    LogHead,
+    LogState,
     RecordEvent,
     RecordEvents,
     Status,
@@ -67,6 +70,17 @@ def leaves_after(store: Store, request: LeavesAfter) -> tuple[tuple[int, str], .
     return store.journal.leaves_after(request.position, min(request.limit, MAX_EVENTS))
 
 
+def log_head(store: Store, request: LogHead) -> LogState:
+    """LogHead."""
+    number, size, note = store.journal.newest_checkpoint()
+    return LogState(store.journal.size, store.journal.topics(), number, size, note)
+
+
+def checkpoints_after(store: Store, request: CheckpointsAfter) -> tuple[tuple[int, int, str], ...]:
+    """CheckpointsAfter."""
+    return store.journal.checkpoints_after(request.size, min(request.limit, MAX_EVENTS))
+
+
 def verify_log(store: Store, request: VerifyLog) -> tuple[int, int]:
     """VerifyLog. What is wrong is journalled too, so that nobody misses it."""
     try:
@@ -116,6 +130,8 @@ HANDLERS = {
     RecordEvents: record_events,
     EventsAfter: events_after,
     LeavesAfter: leaves_after,
+    LogHead: log_head,
+    CheckpointsAfter: checkpoints_after,
     VerifyLog: verify_log,
     Checkpoint: checkpoint,
     Status: status,

@@ -406,6 +406,27 @@ class LeavesAfter(Request, frozen=True):
     limit: int = 256
 
 
+class LogHead(Request, frozen=True):
+    """Where the audit log stands. Answer: LogState."""
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """Answer to LogHead."""
+
+    size: int  # leaves
+    topics: dict[str, int]  # topic -> newest number
+    checkpoints: int
+    checkpoint_size: int  # of the newest; 0 if there is none
+    note: str  # the newest; empty if there is none
+
+
+class CheckpointsAfter(Request, frozen=True):
+    """Signed notes of logs larger than `size`. Answer: tuple[tuple[int, int, str], ...], number from 1, size, note."""
+
+    size: int
+    limit: int = 256
+
+
 class VerifyLog(Request, frozen=True):
     """Read more entries of the log that was there on opening, in their order. Answer: tuple[int, int], read and in all.
 
