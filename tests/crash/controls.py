@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from qkdnode.vault import allocations, core, keys, outbox, segments
+from qkdnode.vault import allocations, core, keys, outbox
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import HANDLERS, Outcome, VaultCore, storage_error
 from qkdnode.vault.journal import Journal
@@ -97,16 +97,29 @@ def _directory_not_synced() -> None:
     """Names are never synced. The recording is altered, not the vault: SQLite syncs its directory by itself."""
 
 
+def _forget(request: type[ask.Request]) -> None:
+    """The answer is as it should be, the change is undone."""
+
+    def wrap(right: Any) -> Any:
+        def forget(store: Store, request: Any) -> Any:
+            mark = store.journal.mark()
+            store.connection.execute("SAVEPOINT forgotten")
+            answer = right(store, request)
+            store.connection.execute("ROLLBACK TO forgotten")
+            store.connection.execute("RELEASE forgotten")
+            store.journal.rewind(mark)
+            store.forget()
+            return answer
+
+        return forget
+
+    _handle(request, wrap)
+
+
 def _pads_rewind() -> None:
-    """A restarted end goes back instead of forward."""
-
-    def rewind(store: Store, link: str) -> None:
-        for row in store.find_sound(core.segments.Segment, f"link = ? AND {segments.LIVE} ORDER BY batch", link):
-            if row.sending:
-                sending = max(0, row.sending - 2)
-                store.change(row, "pads.skipped", {"pads": 0, "sending": sending}, sending=sending)
-
-    _replace(segments, "skip_unseen", rewind)
+    """Neither the end that tags nor the one that grants pads keeps its mark: either alone would do."""
+    _forget(ask.ReservePads)
+    _forget(ask.GrantPads)
 
 
 def _session_counter_stays() -> None:
@@ -146,22 +159,8 @@ def _ready_before_the_peer() -> None:
 
 
 def _delivered_key_comes_again() -> None:
-    """A delivery is forgotten: the key is as before, and so is the answer."""
-
-    def wrap(right: Any) -> Any:
-        def forget(store: Store, request: ask.KeysDelivered) -> int:
-            mark = store.journal.mark()
-            store.connection.execute("SAVEPOINT forgotten")
-            answer: int = right(store, request)
-            store.connection.execute("ROLLBACK TO forgotten")
-            store.connection.execute("RELEASE forgotten")
-            store.journal.rewind(mark)
-            store.forget()
-            return answer
-
-        return forget
-
-    _handle(ask.KeysDelivered, wrap)
+    """A delivery is forgotten."""
+    _forget(ask.KeysDelivered)
 
 
 def _macs_unchecked() -> None:

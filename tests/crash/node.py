@@ -37,7 +37,9 @@ from qkdnode.wire.messages import (
     BatchAnswer,
     BatchCommit,
     Delivered,
+    Mark,
     Message,
+    PadSpan,
     Received,
     Settled,
 )
@@ -230,9 +232,20 @@ class Node:
         self.open_link()
         self.send("session", self.request(ask.NextSession(link=LINK)))
 
-    def do_tag(self, count: int) -> None:
+    def do_marks(self) -> tuple[Mark, ...]:
+        """What this end has reserved, as it states it when it wants pads."""
+        return self.request(ask.StateLink(link=LINK)).sending
+
+    def do_grant(self, count: int, marks: list[Any]) -> tuple[PadSpan, ...]:
+        """Let the peer tag."""
+        sending = msgspec.convert(marks, tuple[Mark, ...])
+        spans: tuple[PadSpan, ...] = self.request(ask.GrantPads(link=LINK, count=count, sending=sending))
+        return spans
+
+    def do_tag(self, count: int, spans: list[Any]) -> None:
         """Each message that is tagged is another one."""
-        for pad in self.request(ask.ReservePads(link=LINK, count=count)):
+        within = msgspec.convert(spans, tuple[PadSpan, ...])
+        for pad in self.request(ask.ReservePads(link=LINK, count=count, within=within)):
             digest = self._random.randbytes(8) + self.life.to_bytes(2, "big")
             self.send("tagged", pad.segment.session, pad.segment.number, pad.index, digest)
 
@@ -314,8 +327,9 @@ class Node:
 
     def open_link(self) -> ask.LinkState:
         state: ask.LinkState = self.request(ask.OpenLink(link=LINK, role=self.role, peer=NODES[other_role(self.role)]))
-        for segment in state.segments:
-            segment.material.release()
+        for material in (state.greeting_key, *(segment.material for segment in state.segments)):
+            if material is not None:
+                material.release()
         return state
 
     # --- messages of the neighbour ---

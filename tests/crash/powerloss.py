@@ -295,8 +295,9 @@ class Judge:
                 peer = NODES[other_role(recorded.role)]
                 state = ask_core(core, ask.OpenLink(link=LINK, role=recorded.role, peer=peer))
                 sending = {tuple(msgspec.structs.astuple(s.segment)): s.sending for s in state.segments}
-                for segment in state.segments:
-                    segment.material.release()
+                for material in (state.greeting_key, *(segment.material for segment in state.segments)):
+                    if material is not None:
+                        material.release()
             if recorded.sessions.get(known, 0) > state.session_counter:
                 return [f"session {recorded.sessions[known]} comes again"]
             for segment, mark in recorded.pads.get(known, {}).items():
