@@ -1,6 +1,6 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, supplies, vault_files
+from fuzz import audits, devices, files, kernels, links, subscribers, supplies, vault_files
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
@@ -52,6 +52,43 @@ TARGETS: tuple[Target, ...] = (
         decoders=("wire.codec.decode",),
         cost=150,
         memory=64 * MIB,
+    ),
+    # Between a node and its subscribers
+    Target(
+        name="events/published",
+        run=subscribers.take_published,
+        seeds=subscribers.published_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events", "qkdnode.client.order"),
+        decoders=("wire.events.decode_published",),
+    ),
+    Target(
+        name="events/request",
+        run=subscribers.take_request,
+        seeds=subscribers.request_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events",),
+        decoders=("wire.events.decode_request",),
+    ),
+    Target(
+        name="events/answer",
+        run=subscribers.take_answer,
+        seeds=subscribers.answer_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events", "qkdnode.client.order"),
+        decoders=("wire.events.decode_answer",),
+    ),
+    Target(
+        name="events/subscription",
+        run=subscribers.take_pattern,
+        seeds=subscribers.pattern_seeds,
+        mutators=(as_bytes,),
+        allowed=(),
+        modules=("qkdnode.wire.events",),
+        decoders=("wire.events.pattern_of",),
     ),
     # Between a node and its applications
     Target(

@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from event_log import MemoryLog
 from memory_vault import MemoryVault
 
 from qkdnode.access.allowlist import AllowList
+from qkdnode.access.topics import TopicRules
 from qkdnode.channel.identity import load_identity, load_public_application
 from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.provision import provision_application, provision_node
+from qkdnode.supply.events import EventServer
+from qkdnode.supply.replay import NodeState, Retention
 from qkdnode.supply.server import SupplyServer
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
@@ -28,6 +32,7 @@ OUTCOMES = (
     (0, r"[0-9a-f-]{36} 256 app-a<->app-b over alice-bob its\n"),
     (1, r"[0-9a-f-]{36} [0-9a-f]{66}\n"),
     (1, r"[0-9a-f-]{36}\n1\n"),
+    (0, r"0 node\.tried try 0\n"),
     (0, r"not for us: .*no association.* ACCESS_DENIED\n"),
 )
 
@@ -41,7 +46,10 @@ class Node:
         provision_application("app-a", site)
         self.vault = MemoryVault()
         self.association = Association("app-a", "app-b", "alice-bob")
-        self.endpoint = f"ipc://{folder}/supply"
+        self.log = MemoryLog()
+        self.log.record("alarm")
+        # The document's endpoints, and those that stand for them.
+        self.endpoints = {f"tcp://127.0.0.1:{port}": f"ipc://{folder}/{port}" for port in (5601, 5611, 5612)}
         self._site = site
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -60,18 +68,35 @@ class Node:
 
     async def _serve(self) -> None:
         with load_identity(self._site / "alice.identity") as identity:
-            async with SupplyServer(
+            supply, publish, replay = self.endpoints.values()
+            application = load_public_application(self._site / "app-a.public")
+            events = EventServer(
                 identity,
-                AllowList([load_public_application(self._site / "app-a.public")]),
-                ask=self.vault.ask,
-                draw_into=_draw_into,
-                decide=lambda association, _: None if association == self.association else "no association",
-                on_subscription=lambda _: None,
+                AllowList([application]),
+                TopicRules({"app-a": ("alarm", "link.*")}),
+                Retention(1000, 10**5),
+                ask=self.log.ask,
+                state=NodeState,
                 record=_record,
-                key_class="its",
-                resend_s=0.1,
-            ) as server:
-                await server.start(self.endpoint)
+                failed=lambda _: None,
+                clock_ns=time.time_ns,
+            )
+            async with (
+                events,
+                SupplyServer(
+                    identity,
+                    AllowList([application]),
+                    ask=self.vault.ask,
+                    draw_into=_draw_into,
+                    decide=lambda association, _: None if association == self.association else "no association",
+                    on_subscription=lambda _: None,
+                    record=_record,
+                    key_class="its",
+                    resend_s=0.1,
+                ) as server,
+            ):
+                await server.start(supply)
+                await events.start(publish, replay)
                 self._started.set()
                 await self._stop.wait()
 
@@ -101,8 +126,10 @@ def test_the_document_has_its_programs() -> None:
 def test_a_program_of_the_document_runs_as_it_stands(number: int, node: Node) -> None:
     taken, printed = OUTCOMES[number]
     ids = node.vault.add(node.association, 3)
-    assert "tcp://127.0.0.1:5601" in BLOCKS[number]
-    program = BLOCKS[number].replace("tcp://127.0.0.1:5601", node.endpoint)
+    program = BLOCKS[number]
+    assert "tcp://127.0.0.1:56" in program
+    for named, endpoint in node.endpoints.items():
+        program = program.replace(named, endpoint)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(compile(program, f"docs/api.md, block {number + 1}", "exec"), {"__name__": "__main__"})

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import assert_type
 from uuid import UUID
 
-from qkdnode.client import AsyncSubscription, Key, NoKeyError, Subscription, subscribe
+from qkdnode.client import (
+    AsyncSubscription,
+    Events,
+    Key,
+    Missed,
+    NoKeyError,
+    Occurrence,
+    SignedCheckpoint,
+    Subscription,
+    subscribe,
+)
 from qkdnode.config import Config, load_config
 from qkdnode.errors import AccessDeniedError, QkdnodeError, SupplyError
 from qkdnode.ids import Association
@@ -46,6 +56,21 @@ async def fetch_in_a_loop(endpoint: str) -> None:
             assert_type(key, Key)
         await keys.wait(1.0)
         assert_type(keys.take(), list[Key])
+
+
+async def follow(publish: str, replay: str) -> int | None:
+    """Events."""
+    last = None
+    async with Events("a.identity", "n.public", publish=publish, replay=replay, topics=["alarm"], after=-1) as events:
+        async for item in events:
+            assert_type(item, Occurrence | SignedCheckpoint | Missed)
+            if isinstance(item, Occurrence):
+                assert_type(item.event.kind, str)
+                last = item.position
+            elif isinstance(item, Missed):
+                assert_type(item.oldest, int)
+        assert_type(events.statistics().repaired, int)
+    return last
 
 
 def configured(path: Path) -> str | None:
