@@ -42,7 +42,9 @@ class Agent:
     ) -> None:
         self._config, self._base, self._log = config, base, log.bind(node=config.node.name)
         self._statistics_s, self._drain_s, self._world = statistics_s, drain_s, world
-        self._recorder = Recorder(config.node.name, ask=self.ask, clock_ns=world.wall_ns, log=self._log)
+        self._recorder = Recorder(
+            config.node.name, ask=self.ask, clock_ns=world.wall_ns, monotonic_ns=world.monotonic_ns, log=self._log
+        )
         self._links: dict[str, NodeLink] = {}
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
@@ -199,7 +201,7 @@ class Agent:
             sign=identity.sign,
             public_key=base64.b64decode(identity.public.ed25519),
         )
-        self._recorder.is_open = True
+        await self._recorder.open()
 
     def _root_source(self) -> RootSource:
         source = self._config.node.root_key

@@ -21,7 +21,7 @@ from qkdnode.errors import (
     VaultLockedError,
 )
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import allocations, batches, keys, links, log, outbox, schema, segments
+from qkdnode.vault import alarms, allocations, batches, keys, links, log, outbox, schema, segments
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.requests import OpenKey, Request
@@ -33,7 +33,7 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, log):
+for _module in (links, segments, batches, allocations, keys, outbox, alarms, log):
     HANDLERS.update(_module.HANDLERS)
 
 

@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PRAGMAS = (
     # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
@@ -170,6 +170,24 @@ CREATE TABLE outbox (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, number)
+);
+
+CREATE TABLE alarms (
+    code TEXT NOT NULL,
+    about TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    acknowledged_by TEXT,
+    acknowledged_ns INTEGER,
+    cleared_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (code, about)
 );
 
 CREATE TABLE leaves (
