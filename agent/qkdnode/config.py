@@ -18,6 +18,7 @@ Serial = Annotated[str, Meta(min_length=1, max_length=16)]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
+UserId = Annotated[int, Meta(ge=0, lt=2**32)]
 Backend = Literal["emulated", "libusb"]
 
 
@@ -96,6 +97,27 @@ class ApplicationSection(Section, frozen=True):
 
     name: Name
     public: str  # NAME.public, made by `qkdnode provision application`
+
+
+class ControlSection(Section, frozen=True):
+    """The local socket at which operators reach the agent."""
+
+    socket: str  # a path of at most 107 bytes, in a directory of mode 0700
+    uids: Annotated[tuple[UserId, ...], Meta(max_length=64)] = ()  # who may connect beside the agent's own user
+
+
+class OperatorSection(Section, frozen=True):
+    """A person who may ask at the control socket, and in which roles."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision operator`
+    roles: Annotated[
+        tuple[Literal["operator", "security-officer", "auditor", "maintainer"], ...], Meta(min_length=1, max_length=4)
+    ]
+
+    def __post_init__(self) -> None:
+        if len(set(self.roles)) < len(self.roles):
+            raise ValueError(f"`roles` of operator {self.name!r} names a role twice")
 
 
 class QrngSection(Section, frozen=True):
@@ -197,11 +219,14 @@ class Config(Section, frozen=True):
     qrng: tuple[QrngSection, ...] = ()
     link: tuple[LinkSection, ...] = ()
     association: tuple[AssociationSection, ...] = ()
+    control: ControlSection | None = None
+    operator: tuple[OperatorSection, ...] = ()
 
     def __post_init__(self) -> None:
         for what, names in (
             ("link", [link.name for link in self.link]),
             ("application", [application.name for application in self.application]),
+            ("operator", [operator.name for operator in self.operator]),
             ("qrng", [qrng.serial for qrng in self.qrng]),
             ("module of a link", [link.module.serial for link in self.link]),
         ):
@@ -217,6 +242,8 @@ class Config(Section, frozen=True):
                 raise ValueError(f"`association.link` names {association.link!r}, which is no `link`")
         if applications and self.supply is None:
             raise ValueError("`application` needs a `supply` section")
+        if self.operator and self.control is None:
+            raise ValueError("`operator` needs a `control` section")
         if self.link and not self.qrng:
             raise ValueError("`link` needs at least one `qrng`")
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qkdnode.cli.audit import public_key, verify_export
-from qkdnode.node.provision import provision_application, provision_node, provision_pair
+from qkdnode.node.provision import provision_application, provision_node, provision_operator, provision_pair
 from qkdnode.vault.export_reader import export_audit
 
 Line = dict[str, Any]
@@ -203,6 +203,14 @@ class Site:
             config["application"].append({"name": local, "public": f"{local}.public"})
             config["association"].append({"local": local, "remote": remote, "link": link})
 
+    def operator(self, name: str, node: str, *roles: str) -> Path:
+        """Provision an operator of a node, which then has a control socket; their identity file."""
+        config = self.configs[node]
+        config.setdefault("control", {"socket": f"{node}.control/socket"})
+        provision_operator(name, self.directory)
+        config.setdefault("operator", []).append({"name": name, "public": f"{name}.public", "roles": list(roles)})
+        return self.directory / f"{name}.operator"
+
     def passphrase(self, node: str) -> Path:
         """Where the passphrase of a node's vault is."""
         return self.directory / f"{node}.passphrase"
@@ -259,6 +267,20 @@ class Site:
     def _start(self, process: Process) -> Process:
         self.processes.append(process)
         return process
+
+
+# The keys in all Bundles of a vault, one by one.
+KEYS = """(
+    WITH RECURSIVE places (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM places WHERE i < 127)
+    SELECT
+        hex(substr(key_ids, 16 * i + 1, 16)) AS id,
+        CASE substr(states, i + 1, 1)
+            WHEN x'61' THEN 'allocated' WHEN x'72' THEN 'ready' WHEN x'64' THEN 'delivered'
+            WHEN x'62' THEN 'burnt' WHEN x'78' THEN 'damaged'
+        END AS state,
+        application, delivery, number * 128 + i AS place
+    FROM bundles JOIN places ON i < length(states)
+)"""
 
 
 def two_nodes(site: Site, **optics: Any) -> None:

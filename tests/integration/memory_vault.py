@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenKey, Request
+from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 
 
 class MemoryVault:
@@ -23,7 +23,7 @@ class MemoryVault:
         self._number = 0
         self._answers: dict[type[Request], Callable[[Any], Any]] = {
             ApplicationOutbox: self._outbox,
-            OpenKey: self._open,
+            OpenKeys: self._open,
             KeysDelivered: self._deliver,
         }
 
@@ -48,18 +48,23 @@ class MemoryVault:
     def _outbox(self, request: ApplicationOutbox) -> tuple[Delivery, ...]:
         found = []
         for row in self.rows.values():
-            if row.association.local == request.application and row.number > request.after:
+            wanted = (request.association or row.association, request.size_bits or row.size_bits)
+            mine = row.association.local == request.application and wanted == (row.association, row.size_bits)
+            if mine and row.number > request.after:
                 found.append(row)
                 if len(found) == request.limit:
                     break
         return tuple(found)
 
-    def _open(self, request: OpenKey) -> SecretBuffer:
-        row = self.rows.get(request.key_id)
-        if row is None or row.association.local != request.application:
-            raise VaultError(f"key {request.key_id} is not READY for {request.application}")
-        self.opened[request.key_id] = self.opened.get(request.key_id, 0) + 1
-        return SecretBuffer.copy_of(self.material[request.key_id])
+    def _open(self, request: OpenKeys) -> OpenedKeys:
+        rows = [row for key_id in request.key_ids if (row := self.rows.get(key_id)) is not None]
+        if not rows or any(row.association.local != request.application for row in rows):
+            raise VaultError(f"none of {len(request.key_ids)} keys is READY for {request.application}")
+        ids = tuple(row.key_id for row in rows)
+        for key_id in ids:
+            self.opened[key_id] = self.opened.get(key_id, 0) + 1
+        material = SecretBuffer.copy_of(b"".join(self.material[key_id] for key_id in ids))
+        return OpenedKeys(ids, rows[0].size_bits, material)
 
     def _deliver(self, request: KeysDelivered) -> int:
         new = 0

@@ -12,14 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agents import PATIENCE_S, Process, Site, both_applications, keys, two_nodes, wait_for_keys
+from agents import KEYS, PATIENCE_S, Process, Site, both_applications, keys, two_nodes, wait_for_keys
 
 from qkdnode.client import Subscription, subscribe
 from qkdnode.errors import AccessDeniedError
 from qkdnode.node.provision import provision_node
 
-DELIVERED = "SELECT hex(id) FROM keys WHERE state = 'delivered' ORDER BY id"
-UNDELIVERED = "SELECT hex(id) FROM keys WHERE state IN ('allocated', 'ready')"
+DELIVERED = f"SELECT id FROM {KEYS} WHERE state = 'delivered' ORDER BY id"
+UNDELIVERED = f"SELECT id FROM {KEYS} WHERE state IN ('allocated', 'ready')"
 READY_BATCHES = "SELECT hex(batch) FROM batches WHERE state = 'ready' ORDER BY batch"
 PENDING_BATCHES = "SELECT hex(batch) FROM batches WHERE state = 'pending'"
 
@@ -181,7 +181,7 @@ def test_a_stop_does_not_wait_for_an_application_that_has_left(site: Site) -> No
     stop(*agents)
     stop(app_a, app_b)
     for agent in agents:
-        assert site.rows(agent.name, "SELECT DISTINCT application FROM keys WHERE state = 'ready'")
+        assert site.rows(agent.name, f"SELECT DISTINCT application FROM {KEYS} WHERE state = 'ready'")
         assert not [line for line in agent.lines if "not everything was delivered" in line["event"]], agent.shown()
     assert keys(app_a) == keys(app_b)
 
@@ -313,12 +313,13 @@ def test_a_damaged_key_is_set_aside_and_all_others_are_delivered(site: Site) -> 
     wait_for_keys(app_a, 1)
     app_a.child.send_signal(signal.SIGSTOP)
     # More than it can have and not acknowledged: the newest of them never reached it.
-    site.wait_for_row("alice", "undelivered keys", "SELECT id FROM keys WHERE state = 'ready' LIMIT 1 OFFSET 40")
+    site.wait_for_row("alice", "undelivered keys", f"SELECT id FROM {KEYS} WHERE state = 'ready' LIMIT 1 OFFSET 40")
     alice.kill()
     app_a.kill()
-    damaged = site.rows("alice", "SELECT hex(id) FROM keys WHERE state = 'ready' ORDER BY delivery DESC LIMIT 1")[0]
+    newest = f"SELECT id, place FROM {KEYS} WHERE state = 'ready' ORDER BY delivery DESC, place DESC LIMIT 1"
+    ((damaged, place),) = site.rows("alice", newest)
     with closing(sqlite3.connect(site.vault("alice"))) as vault, vault:
-        vault.execute("UPDATE keys SET sealed = zeroblob(length(sealed)) WHERE hex(id) = ?", (damaged,))
+        vault.execute("UPDATE keys SET sealed = zeroblob(length(sealed)) WHERE place = ?", (place,))
 
     alice = site.agent("alice")
     again = site.application("alice", "app-a", "app-b", "line")
@@ -328,7 +329,7 @@ def test_a_damaged_key_is_set_aside_and_all_others_are_delivered(site: Site) -> 
     ours, theirs = keys(app_a) | keys(again), keys(app_b)
     assert {key.replace("-", "").upper() for key in theirs.keys() - ours.keys()} == {damaged}
     assert all(theirs[key] == digest for key, digest in ours.items())
-    assert site.rows("alice", f"SELECT state FROM keys WHERE hex(id) = '{damaged}'") == ["damaged"]
+    assert site.rows("alice", f"SELECT state FROM {KEYS} WHERE id = '{damaged}'") == ["damaged"]
     assert site.rows("alice", "SELECT count(*) FROM leaves WHERE leaf LIKE '%record.damaged%'") == [1]
     assert site.audit_is_valid("alice")
 

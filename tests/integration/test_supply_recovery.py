@@ -14,7 +14,7 @@ from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.provision import provision_application, provision_node
 from qkdnode.supply.server import SupplyServer
-from qkdnode.vault.requests import OpenKey
+from qkdnode.vault.requests import OpenKeys
 
 
 def draw_into(buffer: SecretBuffer) -> None:
@@ -35,7 +35,7 @@ async def demand_keys_after_a_refusal(directory: Path) -> None:
     provision_node("node", directory)
     provision_application("app", directory)
     vault = MemoryVault()
-    vault.failing.add(OpenKey)
+    vault.failing.add(OpenKeys)
     ids = vault.add(Association("app", "far", "line"), 3)
     with load_identity(directory / "node.identity") as identity:
         async with (

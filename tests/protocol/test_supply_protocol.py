@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.identity import OwnIdentity, make_identity
 from qkdnode.channel.session import MAX_MESSAGES, Opening, Session, accept, draw_from_system
+from qkdnode.client import subscriber
 from qkdnode.client.subscriber import KeyArrived, Refusal, Subscriber, Transmit
 from qkdnode.client.subscriber import Outcome as ClientOutcome
-from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyError, RemoteProtocolError
+from qkdnode.errors import AuthenticationError, LocalProtocolError, MemoryLockError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer, equal
 from qkdnode.supply import protocol
@@ -22,6 +23,7 @@ from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
     KeysAcknowledged,
+    NotSent,
     OpenRefused,
     Reply,
     SubscriptionEnded,
@@ -30,7 +32,19 @@ from qkdnode.supply.protocol import (
 from qkdnode.supply.protocol import Outcome as NodeOutcome
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault.requests import Delivery
-from qkdnode.wire.supply import Accept, Alive, Open, Refused, Sealed, Subscribe, Unknown, decode_outer, encode
+from qkdnode.wire.supply import (
+    MAX_SUPPLY_BYTES,
+    Accept,
+    Alive,
+    Open,
+    Refused,
+    Sealed,
+    Subscribe,
+    Unknown,
+    decode_outer,
+    encode,
+    keys_body,
+)
 
 NODE, OTHER_NODE = make_identity("node", "n"), make_identity("node", "n")
 APPLICATION, OTHER_APPLICATION = make_identity("application", "app"), make_identity("application", "other")
@@ -81,6 +95,7 @@ class World:
         self.most_unacknowledged = 0
         self.refusals: list[str] = []
         self.node_discards = 0
+        self.not_sent = 0
         self.to_node: list[bytes] = []
         self.to_application: list[bytes] = []
         self.start_node()
@@ -129,6 +144,8 @@ class World:
                     self.supply()
                 case Discarded():
                     self.node_discards += 1
+                case NotSent(keys):
+                    self.not_sent += keys
                 case SubscriptionEnded() | OpenRefused():
                     pass
 
@@ -137,9 +154,10 @@ class World:
         if subscription is None:
             return
         fresh = [row for row in self.outbox.values() if row.key_id not in subscription.sent][: subscription.room]
-        for row in self.attendant.due(self.now_s) + fresh:
-            with SecretBuffer.copy_of(material_of(row.key_id)) as material:
-                self.to_application.append(self.attendant.send_key(row, material, self.now_s))
+        for rows in (self.attendant.due(self.now_s), fresh):
+            if rows:
+                with SecretBuffer.copy_of(b"".join(material_of(row.key_id) for row in rows)) as material:
+                    self.to_application.append(self.attendant.send_keys(rows, material, self.now_s))
         self.most_unacknowledged = max(self.most_unacknowledged, len(subscription.sent) + len(subscription.settling))
 
     def pass_to_node(self, frame: bytes) -> None:
@@ -338,6 +356,112 @@ def test_an_application_cannot_acknowledge_what_was_not_sent_to_it() -> None:
     world.client(world.subscriber.acknowledge([UUID(int=2)], world.now_s))
     world.pass_to_node(world.to_node.pop())
     assert world.delivered == set()
+    assert (world.not_sent, world.node_discards) == (1, 1)
+
+
+def test_a_repeated_acknowledgement_is_no_surprise() -> None:
+    world = subscribed_world(keys=3)
+    world.pass_to_application(world.to_application.pop(0))
+    ids = list(world.unacknowledged)
+    world.acknowledge(3)
+    for _ in range(2):
+        world.client(world.subscriber.acknowledge(ids, world.now_s))
+    while world.to_node:
+        world.pass_to_node(world.to_node.pop(0))
+    assert world.delivered == set(ids)
+    assert (world.not_sent, world.node_discards) == (0, 0)
+
+
+def test_of_keys_acknowledged_together_those_that_were_sent_count() -> None:
+    world = subscribed_world(keys=2, credit=1)
+    world.pass_to_application(world.to_application.pop(0))
+    world.user_acknowledged |= {UUID(int=1)}
+    world.client(world.subscriber.acknowledge([UUID(int=1), UUID(int=2), UUID(int=77)], world.now_s))
+    world.pass_to_node(world.to_node.pop())
+    assert world.delivered == {UUID(int=1)}
+    assert world.not_sent == 2
+
+
+def test_whoever_goes_on_acknowledging_what_was_not_sent_loses_the_session() -> None:
+    world = subscribed_world(keys=1)
+    for number in range(protocol.MAX_DISCARDS + 1):
+        world.client(world.subscriber.acknowledge([UUID(int=100 + number)], world.now_s))
+        world.pass_to_node(world.to_node.pop())
+    assert world.attendant.subscription is None
+    world.settle()
+    assert world.delivered == {UUID(int=1)}
+
+
+def test_many_keys_come_in_one_message_and_out_one_by_one() -> None:
+    world = subscribed_world(keys=128, credit=128)
+    assert len(world.to_application) == 1
+    assert len(world.to_application[0]) < MAX_SUPPLY_BYTES
+    world.pass_to_application(world.to_application.pop(0))
+    assert world.yielded == list(world.outbox)
+
+
+def test_of_keys_sent_again_together_the_new_ones_are_reported() -> None:
+    world = subscribed_world(keys=3)
+    lost = world.to_application.pop(0)
+    world.tick(RESEND_S)
+    world.pass_to_application(world.to_application.pop(0))
+    world.acknowledge(1)
+    world.to_node.clear()
+    world.pass_to_application(lost)
+    assert world.subscriber.discarded == 1  # an old number
+    world.pass_to_node(world.subscriber._say(Alive(), world.now_s).frame)
+    world.tick(2 * RESEND_S)
+    world.pass_to_application(world.to_application.pop(0))
+    assert world.subscriber.repeated == 3
+    world.settle()
+    assert len(world.yielded) == 3
+    assert world.outbox == {}
+
+
+def test_keys_for_which_no_memory_can_be_locked_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = subscribed_world(keys=3)
+
+    class Short:
+        left = 2
+
+        @classmethod
+        def copy_of(cls, source: memoryview) -> SecretBuffer:
+            cls.left -= 1
+            if cls.left < 0:
+                raise MemoryLockError("cannot lock 32 bytes")
+            return SecretBuffer.copy_of(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subscriber, "SecretBuffer", Short)
+        world.pass_to_application(world.to_application.pop(0))
+    assert len(world.yielded) == 2
+    assert "cannot lock" in world.subscriber.failure
+    world.settle()
+    assert len(world.yielded) == 3
+
+
+def test_keys_that_do_not_fit_together_are_not_sealed() -> None:
+    world = subscribed_world(keys=0, credit=300)
+    rows = [Delivery(i, UUID(int=i), ASSOCIATION, 256) for i in range(129)]
+    other = Delivery(1, UUID(int=1), Association("app", "another", "link"), 256)
+    long = Delivery(2, UUID(int=2), ASSOCIATION, 512)
+    for some, size in ((rows, 129 * 32), (rows[:2], 32), ([other], 32), ([rows[0], long], 96), ([], 32)):
+        with SecretBuffer(size) as material, pytest.raises(LocalProtocolError):
+            world.attendant.send_keys(some, material, 0.0)
+    assert world.attendant.subscription is not None
+    assert world.attendant.subscription.sent == {}
+
+
+@pytest.mark.parametrize("wrong", ["too short", "another association", "no material"])
+def test_keys_that_do_not_fit_their_message_are_not_taken(wrong: str) -> None:
+    world = subscribed_world(keys=0)
+    association = Association("app", "another", "link") if wrong == "another association" else ASSOCIATION
+    body = keys_body([UUID(int=1), UUID(int=2)], association, 256, "qkd")
+    with SecretBuffer(63 if wrong == "too short" else 64) as material:
+        world.to_application.append(world.attendant._seal(body, None if wrong == "no material" else material))
+    world.pass_to_application(world.to_application.pop())
+    assert world.yielded == []
+    assert world.subscriber.discarded == 1
 
 
 def test_a_message_of_one_session_is_nothing_to_another() -> None:

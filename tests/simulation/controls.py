@@ -121,8 +121,8 @@ def leaf_lost() -> Iterator[None]:
     write = journal.Journal.write
 
     def short(self: Any) -> None:
-        if len(self._pending) > 6:
-            del self._pending[3]
+        if len(self._pending) > 2:
+            del self._pending[1]
         write(self)
 
     with mock.patch.object(journal.Journal, "write", short):

@@ -91,10 +91,13 @@ class SimulatedVault:
                 yield taken[-1][0]
 
         outcomes = self.core.group(requests())
+        size = self.core._store.journal.size
         if self._site.disk.lost_power:
+            done = [(asked[0], its.value) for asked, its in zip(taken, outcomes, strict=True) if its.error is None]
+            self._site.perhaps = (size, done)
             self._site.ended_by_disk()
             return
-        self._site.leaves = self.core._store.journal.size
+        self._site.leaves = size
         for (request, _), outcome in zip(taken, outcomes, strict=True):
             if outcome.error is None:
                 self._site.journalled(request, outcome.value)
@@ -149,6 +152,9 @@ class SimulatedEntropy:
     def statistics(self) -> Any:
         return None
 
+    def acknowledge(self, serial: str) -> bool:
+        return False
+
     async def stop(self) -> None: ...
 
 
@@ -199,6 +205,9 @@ class SimulatedModule:
 
     def statistics(self) -> Any:
         return None
+
+    def acknowledge(self) -> bool:
+        return False
 
     def _next(self) -> None:
         now = self._life.loop.time()
@@ -289,6 +298,7 @@ class Site:
         self.has_entropy = True
         self.clock_error_s = 0.0
         self.leaves = 0  # what was answered stands in the log
+        self.perhaps: tuple[int, list[tuple[Any, Any]]] = (0, [])  # a group that the power loss met, and its log's size
         self.vault: SimulatedVault | None = None
         self._journalled, self._breach, self._ended_by_disk = journalled, breach, ended_by_disk
         self._released: set[int] = set()
@@ -304,6 +314,11 @@ class Site:
         size = core._store.journal.size
         if size <= self.leaves:
             self._breach(f"{self.role}: the log has {size} entries, {self.leaves} were answered")
+        reached, requests = self.perhaps
+        if size > reached:  # nobody was answered, but it reached the disk all the same
+            for request, answer in requests:
+                self.journalled(request, answer)
+        self.perhaps = (0, [])
         self.vault = vault
         return vault
 

@@ -7,7 +7,7 @@ the same bytes, and only those bytes decode.
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from qkdnode.errors import AuditError
 
@@ -18,6 +18,7 @@ UNNUMBERED = 0  # until the vault gives the next number of the topic, from 1
 
 Detail: TypeAlias = str | int | float | bool | None
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Names = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=128)]
 DetailName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 
 
@@ -33,6 +34,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     subject: Name  # what it happened to
     outcome: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,47}\Z")] = "done"  # or why not: "refused", "no_entropy"
     details: Annotated[dict[DetailName, Detail], Meta(max_length=64)] = {}
+    keys: Names | UnsetType = UNSET  # pseudonyms of the keys that are concerned, left out if there are none
 
 
 class KeyEvent(Event, frozen=True, tag="key"):

@@ -9,9 +9,19 @@ from qkdnode import __version__
 from qkdnode.errors import QkdnodeError
 
 COMMANDS = {
+    "alarms": "Show what a person should look at, and acknowledge it.",
     "audit": "Export the audit log, and verify an export offline.",
     "bench": "Measure the kernels of this machine.",
     "config": "Check a configuration.",
+    "devices": "Show QKD modules and QRNGs.",
+    "keys": "Show which keys there are, never their bits.",
+    "links": "Show what every link does.",
+    "pause": "Distil no more on a link.",
+    "reload": "Have an agent read its configuration anew.",
+    "resume": "Distil again on a link.",
+    "shutdown": "Stop an agent in order.",
+    "status": "Show a node at a glance.",
+    "top": "Show a node live.",
     "demo": "Watch two nodes make keys and hand them to two applications.",
     "provision": "Make the identities and keys that nodes and applications start with.",
     "run": "Run the agent of a node.",

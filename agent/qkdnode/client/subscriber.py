@@ -7,7 +7,7 @@ import msgspec
 from qkdnode.access.identities import NodeIdentity
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.session import DrawInto, Opening, Session, draw_from_system
-from qkdnode.errors import AuthenticationError, RemoteProtocolError
+from qkdnode.errors import AuthenticationError, MemoryLockError, RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire.supply import (
@@ -16,7 +16,7 @@ from qkdnode.wire.supply import (
     Acknowledge,
     Alive,
     FromApplication,
-    KeyBody,
+    KeysBody,
     Open,
     Recorded,
     Refused,
@@ -180,9 +180,8 @@ class Subscriber:
     def _act(self, data: bytes, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
         try:
             body = decode_from_node(data)
-            if isinstance(body, KeyBody):
-                taken, material = material, None
-                return self._take_key(body, taken, now_s)
+            if isinstance(body, KeysBody):
+                return self._take_keys(body, material, now_s)
         finally:
             if material is not None:
                 material.release()
@@ -196,21 +195,29 @@ class Subscriber:
             return [Refusal(body.reason)]
         return []
 
-    def _take_key(self, body: KeyBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
-        key_id = KeyId(bytes=body.key_id)
-        repeated = key_id in self._held or key_id in self._acknowledged
-        fits = (
-            material is not None and len(material) * 8 == body.size_bits and association_of(body) == self._association
-        )
-        if material is None or repeated or not fits:
-            if material is not None:
-                material.release()
-            if not repeated:
-                return self._discard(now_s)
-            self.repeated += 1
-            return self.acknowledge([key_id], now_s) if key_id in self._acknowledged else []
-        self._held.add(key_id)
-        return [KeyArrived(key_id, association_of(body), body.size_bits, body.key_class, material)]
+    def _take_keys(self, body: KeysBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
+        """Report the keys that are new, acknowledge again what was acknowledged; the material stays the caller's."""
+        association, size = association_of(body), body.size_bits // 8
+        if material is None or len(material) != size * len(body.key_ids) or association != self._association:
+            return self._discard(now_s)
+        outcomes: list[Outcome] = []
+        again: list[KeyId] = []
+        with memoryview(material) as view:
+            for place, raw in enumerate(body.key_ids):
+                key_id = KeyId(bytes=raw)
+                if key_id in self._held or key_id in self._acknowledged:
+                    self.repeated += 1
+                    again += [key_id] * (key_id in self._acknowledged)
+                    continue
+                try:
+                    with view[place * size : (place + 1) * size] as its:
+                        own = SecretBuffer.copy_of(its)
+                except MemoryLockError as error:
+                    self.failure = str(error)  # this key and those behind it come again
+                    break
+                self._held.add(key_id)
+                outcomes.append(KeyArrived(key_id, association, body.size_bits, body.key_class, own))
+        return outcomes + (self.acknowledge(again, now_s) if again else [])
 
     def _discard(self, now_s: float) -> list[Outcome]:
         self.discarded += 1

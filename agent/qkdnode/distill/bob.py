@@ -357,13 +357,16 @@ class Bob(Machine):
         end = BatchEnd(batch.number, tally.windows, tally.n_z, tally.n_x, tally.m_x)
         return [Send(end), *self._open_blocks(batch, last=True), *self._report_if_done(batch)]
 
-    def stop(self) -> Effects:
+    def stop(self, reason: str = "STOPPING") -> Effects:
         """List no more Windows; a Batch that has not ended is given up."""
         self.listening = False
         batch, self._current = self._current, None
         if batch is None or batch.number not in self.batches:
             return []
-        return self.abandon(batch, "STOPPING")
+        before = self._resume_ns, self._pause_s
+        effects = self.abandon(batch, reason)
+        self._resume_ns, self._pause_s = before  # given up on purpose: that is no failure to back off from
+        return effects
 
     def _report_if_done(self, batch: Batch) -> Effects:
         if batch.number not in self.batches or batch.phase is not Phase.ENDED or not batch.verified:

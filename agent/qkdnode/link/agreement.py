@@ -1,7 +1,9 @@
 """Vault to vault over one link: stock that is settled, keys that are allocated, deliveries that are acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from itertools import groupby
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +29,11 @@ ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
 RESEND_S = 5.0  # an entry that the peer could not journal is sent again
+SWEEP_S = 2.5  # how often the whole outbox is looked at for those
+TOGETHER = 128  # keys of one request: so many are allocated as soon as there is room
+GATHER_S = 0.03  # fewer wait so long for more room, unless half of what may be outstanding is missing
+OUTBOX_PAGE = 64
+MESSAGES_AT_ONCE = 256
 
 
 class LocalSubscription(msgspec.Struct, frozen=True):
@@ -70,6 +77,9 @@ class Agreement:
         self._local: dict[tuple[str, str], LocalSubscription] = {}
         self._remote: dict[tuple[str, str], Subscription] = {}
         self._sent: dict[int, int] = {}  # outbox entries sent in this session, and when
+        self._sent_up_to = -1  # the last of them: newer ones are yet to be sent
+        self._swept_ns = 0  # when the whole outbox was looked at last
+        self._room_since: dict[tuple[str, str], int] = {}
         self._retry_at_ns = 0
         self._in_stock = True
         self._allocating = True
@@ -90,6 +100,7 @@ class Agreement:
     def session_opened(self) -> None:
         """Send again whatever the peer may not have."""
         self._sent.clear()
+        self._sent_up_to = -1
         for subscription in self._local.values():
             self._announce(subscription)
         self._link.spawn(self._announce_ready())
@@ -126,17 +137,7 @@ class Agreement:
     async def run(self) -> None:
         """Handle messages in order, then see what is to be sent and allocated."""
         while True:
-            try:
-                async with asyncio.timeout(IDLE_S):  # wait_for may swallow a cancellation before Python 3.12
-                    message = await self._inbox.get()
-                while True:
-                    if message is not None:
-                        await self._handle(message)
-                    if self._inbox.empty():
-                        break
-                    message = self._inbox.get_nowait()
-            except TimeoutError:
-                pass
+            await self._handle(await self._next_messages())
             try:
                 if self._link.is_open:
                     await self._allocate()
@@ -147,12 +148,38 @@ class Agreement:
                 self._link.around.alarm(error.code, self._link.name, str(error))
                 await asyncio.sleep(RETRY_S)
 
-    async def _handle(self, message: Message) -> None:
+    async def _next_messages(self) -> list[Message]:
+        """What the peer has sent, at most as much as is handled at once; nothing when woken or after a while."""
+        taken: list[Message | None] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S if self._room_since else IDLE_S):  # wait_for may swallow a cancellation
+                taken.append(await self._inbox.get())
+            while not self._inbox.empty() and len(taken) < MESSAGES_AT_ONCE:
+                taken.append(self._inbox.get_nowait())
+        return [message for message in taken if message is not None]
+
+    async def _handle(self, messages: list[Message]) -> None:
+        """Handle messages in order; those of one kind that follow one another together, so that they share a sync."""
+        for kind, some in groupby(messages, type):
+            try:
+                await HANDLERS[kind](self, list(some))
+            except QkdnodeError as error:
+                self._complain(error)
+
+    def _complain(self, error: QkdnodeError) -> None:
+        # Not journalled, so not answered: the peer sends it again.
+        self._link.around.alarm(error.code, self._link.name, str(error))
+
+    async def _ask_each(self, requests: Iterable[Any]) -> list[Any]:
+        """The answers, or errors that were complained of, to requests asked together, in this order."""
+        return await asyncio.gather(*[self._try(request) for request in requests])
+
+    async def _try(self, request: Any) -> Any:
         try:
-            await HANDLERS[type(message)](self, message)
+            return await self._ask(request)
         except QkdnodeError as error:
-            # Not journalled, so not answered: the peer sends it again in the next session.
-            self._link.around.alarm(error.code, self._link.name, str(error))
+            self._complain(error)
+            return error
 
     async def _ask(self, request: Any) -> Any:
         return await self._link.around.ask(request)
@@ -166,26 +193,30 @@ class Agreement:
             if ready:
                 self._link.send_soon(Settled(tuple(ready)[:256]))
 
-    async def _on_settled(self, message: Settled) -> None:
-        if self._link.role == ALICE:
-            await self._ask(ask.ReadyAnnounced(link=self._link.name, batches=message.ready))
-            return
-        for segment in await self._ask(ask.PeerReady(link=self._link.name, batches=message.ready)):
-            self._link.add_segment(segment)
-        self._link.send_soon(message)
-        await self._link.measure_pool()
-        self.stock_grew()
+    async def _on_settled(self, messages: list[Settled]) -> None:
+        for message in messages:
+            if self._link.role == ALICE:
+                await self._ask(ask.ReadyAnnounced(link=self._link.name, batches=message.ready))
+                continue
+            for segment in await self._ask(ask.PeerReady(link=self._link.name, batches=message.ready)):
+                self._link.add_segment(segment)
+            self._link.send_soon(message)
+            await self._link.measure_pool()
+            self.stock_grew()
 
     # --- allocation ------------------------------------------------------------------------------------------------
 
     async def _allocate(self) -> None:
         if not self._allocating or not self._in_stock or self._link.starved:
+            self._room_since.clear()
             return
         for key, local in list(self._local.items()):  # an application may come while the vault is asked
             remote = self._remote.get((key[1], key[0]))
             if not local.connected or remote is None or not remote.connected:
+                self._room_since.pop(key, None)
                 continue
             if local.size_bits != remote.size_bits:
+                self._room_since.pop(key, None)
                 self._link.around.alarm(
                     "CONFIG",
                     str(local.association),
@@ -193,8 +224,9 @@ class Agreement:
                 )
                 continue
             outstanding = await self._ask(ask.Outstanding(association=local.association))
-            room = min(min(local.credit, remote.credit) // 2 or 1, ALLOCATE_AT_MOST) - outstanding
-            if room <= 0:
+            allowed = min(local.credit, remote.credit) // 2 or 1
+            room = min(allowed - outstanding, ALLOCATE_AT_MOST)
+            if not self._is_time(key, room, allowed):
                 continue
             try:
                 with self._link.around.draw(16 * room) as ids, memoryview(ids) as view:
@@ -213,48 +245,86 @@ class Agreement:
                 self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
                 return
 
-    async def _send_outbox(self) -> None:
-        if self._link.around.monotonic_ns() < self._retry_at_ns:
-            return
+    def _is_time(self, key: tuple[str, str], room: int, allowed: int) -> bool:
+        """Whether to allocate into this room, or to wait until there is more: keys cut together cost far less."""
         now = self._link.around.monotonic_ns()
-        for entry in await self._ask(ask.NeighbourOutbox(link=self._link.name)):
-            sent = self._sent.get(entry.number)
-            if sent is None or now - sent > RESEND_S * 1e9:
-                self._sent[entry.number] = now
-                self._link.send_soon(entry.message)
+        if room <= 0:
+            self._room_since.pop(key, None)
+            return False
+        waited = now - self._room_since.setdefault(key, now)
+        if room < TOGETHER and 2 * room < allowed and waited < GATHER_S * 1e9:
+            return False
+        del self._room_since[key]
+        return True
 
-    async def _on_allocate(self, message: Allocate) -> None:
-        outcome = await self._ask(ask.AcceptAllocation(link=self._link.name, allocate=message))
-        self._link.send_soon(Allocated(message.request, outcome))
-        if outcome == ACCEPTED:
-            self._link.around.notify_supply(message.remote)
+    async def _send_outbox(self) -> None:
+        now = self._link.around.monotonic_ns()
+        if now < self._retry_at_ns:
+            return
+        if now - self._swept_ns > SWEEP_S * 1e9:
+            self._swept_ns, self._sent_up_to = now, -1
+        while entries := await self._ask(
+            ask.NeighbourOutbox(link=self._link.name, limit=OUTBOX_PAGE, after=self._sent_up_to)
+        ):
+            for entry in entries:
+                sent = self._sent.get(entry.number)
+                if sent is None or now - sent > RESEND_S * 1e9:
+                    self._sent[entry.number] = now
+                    self._link.send_soon(entry.message)
+            self._sent_up_to = entries[-1].number
+            if len(entries) < OUTBOX_PAGE:
+                break
 
-    async def _on_allocated(self, message: Allocated) -> None:
-        await self._ask(ask.AllocationAnswered(link=self._link.name, request=message.request, outcome=message.outcome))
-        self._sent.pop(message.request, None)
-        if message.outcome == NOT_SETTLED:
-            self._retry_at_ns = self._link.around.monotonic_ns() + round(RETRY_S * 1e9)
+    async def _on_allocate(self, messages: list[Allocate]) -> None:
+        outcomes = await self._ask_each(
+            ask.AcceptAllocation(link=self._link.name, allocate=message) for message in messages
+        )
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if isinstance(outcome, str):
+                self._link.send_soon(Allocated(message.request, outcome))  # type: ignore[arg-type]
+        for local in {
+            message.remote for message, outcome in zip(messages, outcomes, strict=True) if outcome == ACCEPTED
+        }:
+            self._link.around.notify_supply(local)
+
+    async def _on_allocated(self, messages: list[Allocated]) -> None:
+        answers = await self._ask_each(
+            ask.AllocationAnswered(link=self._link.name, request=message.request, outcome=message.outcome)
+            for message in messages
+        )
+        for message, answer in zip(messages, answers, strict=True):
+            if isinstance(answer, BaseException):
+                continue
+            self._sent.pop(message.request, None)
+            if message.outcome == NOT_SETTLED:
+                self._retry_at_ns = self._link.around.monotonic_ns() + round(RETRY_S * 1e9)
+                self._sent_up_to = min(self._sent_up_to, message.request - 1)
         for local, _ in self._local:
             self._link.around.notify_supply(local)
 
     # --- deliveries ------------------------------------------------------------------------------------------------
 
-    async def _on_delivered(self, message: Delivered) -> None:
-        raw = message.key_ids
-        ids = tuple(KeyId(bytes=raw[at : at + 16]) for at in range(0, len(raw) - len(raw) % 16, 16))
-        await self._ask(ask.PeerDelivered(link=self._link.name, application=message.application, key_ids=ids))
-        self._link.send_soon(Received((message.notice,)))
+    async def _on_delivered(self, messages: list[Delivered]) -> None:
+        answers = await self._ask_each(
+            ask.PeerDelivered(link=self._link.name, application=message.application, key_ids=_split(message.key_ids))
+            for message in messages
+        )
+        heard = [m.notice for m, answer in zip(messages, answers, strict=True) if not isinstance(answer, BaseException)]
+        if heard:
+            self._link.send_soon(Received(tuple(heard)))
 
-    async def _on_received(self, message: Received) -> None:
-        await self._ask(ask.OutboxCleared(link=self._link.name, numbers=message.notices))
-        for notice in message.notices:
-            self._sent.pop(notice, None)
+    async def _on_received(self, messages: list[Received]) -> None:
+        numbers = tuple(number for message in messages for number in message.notices)
+        await self._ask(ask.OutboxCleared(link=self._link.name, numbers=numbers))
+        for number in numbers:
+            self._sent.pop(number, None)
 
-    async def _on_subscription(self, message: Subscription) -> None:
-        self._remote[message.local, message.remote] = message
+    async def _on_subscription(self, messages: list[Subscription]) -> None:
+        for message in messages:
+            self._remote[message.local, message.remote] = message
 
-    async def _on_goodbye(self, message: Goodbye) -> None:
-        self.peer_drained = message.drained
+    async def _on_goodbye(self, messages: list[Goodbye]) -> None:
+        self.peer_drained = messages[-1].drained
 
     def _announce(self, subscription: LocalSubscription) -> None:
         if self._link.is_open:
@@ -268,6 +338,11 @@ class Agreement:
                     subscription.credit,
                 )
             )
+
+
+def _split(key_ids: bytes) -> tuple[KeyId, ...]:
+    whole = len(key_ids) - len(key_ids) % 16
+    return tuple([KeyId(bytes=key_ids[at : at + 16]) for at in range(0, whole, 16)])
 
 
 HANDLERS: dict[type[Message], Callable[[Agreement, Any], Awaitable[None]]] = {

@@ -41,6 +41,7 @@ from qkdnode.wire.messages import (
     Mark,
     Message,
     Parameters,
+    Paused,
     Protection,
 )
 
@@ -118,6 +119,7 @@ class Link:
         self._next_attempt_ns = 0
         self._pads_left = 0
         self._stopping = False
+        self._paused = self._peer_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshake = asyncio.Lock()
         self._fault: Exception | None = None
@@ -161,6 +163,9 @@ class Link:
                 event.choices.discard()
             self.statistics.discard("no-session")
             return
+        if self.paused and self.role != ALICE:
+            self.statistics.discard("paused")
+            return
         self.feed(event)
 
     def stop_distilling(self) -> None:
@@ -168,6 +173,29 @@ class Link:
         self._stopping = True
         if isinstance(self.machine, Bob):
             self.run_effects(self.machine.stop())
+
+    def pause(self) -> None:
+        """Make no new Batch until `resume`; the session, settlement and the supply of keys in stock go on."""
+        self._set_paused(True)
+
+    def resume(self) -> None:
+        """Distil again, unless the far end is paused too."""
+        self._set_paused(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether this end or the far end is paused by its operator."""
+        return self._paused or self._peer_paused
+
+    @property
+    def peer_paused(self) -> bool:
+        """Whether the far end says that it is paused."""
+        return self._peer_paused
+
+    @property
+    def reserve_bits(self) -> int:
+        """Authentication key left for sending."""
+        return self._pads_left * PAD_BITS
 
     def lost(self, reason: str) -> None:
         """The channel is down: what is in flight is dropped."""
@@ -340,6 +368,9 @@ class Link:
                 assert isinstance(self.machine, Alice)
                 assert frame.trailer is not None
                 self.run_effects(self.machine.claimed(message, frame.trailer.tag))
+            elif isinstance(message, Paused):
+                self._peer_paused = message.paused
+                self._obey_pause()
             elif frame.kind.protection is Protection.VAULT:
                 self.agreement.take(message)
             else:
@@ -396,13 +427,41 @@ class Link:
         self.machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
         self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
-        self.statistics.state = "STARVED" if self.starved else "OPEN"
+        self.statistics.state = self._open_state
         self._log.info("session open", session=f"{session:016x}", peer=self.peer, software=peer.software)
         self._around.record("link.opened", self.name, {"session": f"{session:016x}", "peer": self.peer})
         self._pads_wanted.set()
         self.feed(fx.Tick(self._around.monotonic_ns()))
         self.settlement.session_opened(peer.unsettled)
         self.agreement.session_opened()
+        if self._paused:
+            self.send_soon(Paused(True))
+            self._obey_pause()
+
+    @property
+    def _open_state(self) -> str:
+        """What an open session is called."""
+        return "STARVED" if self.starved else "PAUSED" if self.paused else "OPEN"
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused == self._paused:
+            return
+        self._paused = paused
+        if self.is_open:
+            self.send_soon(Paused(paused))
+        self._obey_pause()
+
+    def _obey_pause(self) -> None:
+        """Bob gives up what he is sifting, or lists again. Alice answers what Bob still lists."""
+        if self.machine is None:
+            return
+        self.statistics.state = self._open_state
+        if not isinstance(self.machine, Bob):
+            return
+        if self.paused:
+            self.run_effects(self.machine.stop("PAUSED"))
+        elif not self._stopping:
+            self.machine.listening = True
 
     def _end_session(self, reason: str, keep_session: bool = False) -> None:
         self._ended += 1
@@ -418,6 +477,7 @@ class Link:
             self._log.info("session closed", reason=reason)
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
+        self._peer_paused = False  # a paused peer says so in each session
         self.agreement.session_closed()
         if not keep_session:
             self.session.close()
@@ -589,7 +649,7 @@ class Link:
         wanted = self._authentication.target_bits - self._pads_left * PAD_BITS
         if self.machine is not None:
             self.feed(fx.PoolLevel(max(0, 2 * wanted), self._pads_left >= PADS_KEPT))
-            self.statistics.state = "STARVED" if self.starved else "OPEN"
+            self.statistics.state = self._open_state
             if self.starved and not was_starved:
                 self._around.alarm(
                     "AUTH_STARVED", self.name, f"{self._pads_left * PAD_BITS} bits of authentication key are left"

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import resource
 import signal
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,23 @@ import msgspec
 
 from qkdnode import __version__
 from qkdnode.access.allowlist import AllowList
-from qkdnode.channel.identity import OwnIdentity, load_identity, load_public_application
+from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.channel.identity import OwnIdentity, load_identity
 from qkdnode.config import Config
 from qkdnode.errors import ConfigError, MemoryLockError, VaultError
 from qkdnode.ids import Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.control import NodeControl
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
+from qkdnode.node.reload import load_applications
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
 from qkdnode.supply.server import SubscriptionState, SupplyServer
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault import requests as ask
+from qkdnode.vault.pauses import Pauses
 from qkdnode.vault.root import CredentialFile, PassphraseFile, RootSource
 from qkdnode.watch.alarms import AlarmCode
 
@@ -38,7 +43,15 @@ class Agent:
     """One node, from its configuration, in a world."""
 
     def __init__(
-        self, config: Config, base: Path, log: Any, *, statistics_s: float, drain_s: float, world: World
+        self,
+        config: Config,
+        base: Path,
+        log: Any,
+        *,
+        statistics_s: float,
+        drain_s: float,
+        world: World,
+        file: Path | None = None,
     ) -> None:
         self._config, self._base, self._log = config, base, log.bind(node=config.node.name)
         self._statistics_s, self._drain_s, self._world = statistics_s, drain_s, world
@@ -49,6 +62,10 @@ class Agent:
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
         self._supply: SupplyServer | None = None
+        self._file = file  # that the configuration was read from, to be read again
+        self._applications: AllowList[ApplicationIdentity] = AllowList()
+        self._control: NodeControl | None = None
+        self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
         self._stopping = False
@@ -85,6 +102,7 @@ class Agent:
         )
         await self._start_entropy_and_vault(identity, self._entropy)
         await self._start_supply(identity, self._entropy)
+        paused = {pause.link for pause in await self.ask(Pauses())}
         for section in self._config.link:
             link = await open_link(
                 section,
@@ -100,10 +118,13 @@ class Agent:
                 log=self._log,
             )
             self._links[section.name] = link
+            if section.name in paused:
+                link.link.pause()
             link.start()
         if self._supply is not None:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
+        await self._start_control()
         self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
@@ -111,14 +132,15 @@ class Agent:
 
     async def until(self, stop: asyncio.Event) -> None:
         """Run until told to stop; what a part failed with is raised."""
-        waiter = asyncio.create_task(stop.wait())
+        waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        done, _ = await asyncio.wait([waiter, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
+        asked.cancel()
         for task in done:
-            fault = None if task in (waiter, statistics) or task.cancelled() else task.exception()
+            fault = None if task in (waiter, asked, statistics) or task.cancelled() else task.exception()
             if fault is not None:
                 self._log.error("link failed", task=task.get_name(), reason=repr(fault))
                 raise fault
@@ -141,6 +163,8 @@ class Agent:
             await link.close()
         if self._entropy is not None:
             await self._entropy.stop()
+        if self._control is not None:
+            await self._control.close()
         await self._recorder.finish()
         if self._vault is not None:
             # A disk that is full must not hide why the node stops, nor keep the keys from being wiped.
@@ -213,20 +237,72 @@ class Agent:
     async def _start_supply(self, identity: OwnIdentity, entropy: NodeEntropy) -> None:
         if self._config.supply is None:
             return
-        applications = AllowList(
-            [load_public_application(self._base / section.public) for section in self._config.application]
-        )
+        self._applications = load_applications(self._config, self._base)
         self._supply = SupplyServer(
             identity,
-            applications,
+            self._applications,
             ask=self.ask,
             draw_into=entropy.draw_into,
             decide=self._decide,
             on_subscription=self._on_subscription,
             record=self._recorder.record_access,
             key_class=KEY_CLASS,
+            on_delivered=self._delivered,
         )
         await self._supply.start(self._config.supply.listen)
+
+    async def _start_control(self) -> None:
+        if self._config.control is None:
+            return
+        self._control = NodeControl(
+            self,
+            base=self._base,
+            file=self._file,
+            ask_vault=self.ask,
+            recorder=self._recorder,
+            wall_ns=self._world.wall_ns,
+            monotonic_ns=self._world.monotonic_ns,
+            log=self._log,
+        )
+        await self._control.start()
+
+    # --- what the control socket shows and does --------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def links(self) -> Mapping[str, NodeLink]:
+        """The links by name."""
+        return self._links
+
+    @property
+    def entropy(self) -> NodeEntropy:
+        """The random numbers."""
+        assert self._entropy is not None
+        return self._entropy
+
+    @property
+    def applications(self) -> AllowList[ApplicationIdentity]:
+        """The applications that are known."""
+        return self._applications
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the stop has begun or is asked for."""
+        return self._stopping or self._stop_asked.is_set()
+
+    def ask_to_stop(self) -> None:
+        """Have `until` return, as a signal does."""
+        self._stop_asked.set()
+
+    def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None:
+        """Take over what of a configuration takes effect at once: applications and their associations."""
+        self._config, self._applications = config, applications
+        if self._supply is not None:
+            self._supply.allow(applications)
 
     # --- what parts call -------------------------------------------------------------------------------------------
 
@@ -249,6 +325,12 @@ class Agent:
             link.link.agreement.subscribed(
                 LocalSubscription(state.association, state.connected, state.size_bits, state.credit)
             )
+
+    def _delivered(self, association: Association) -> None:
+        """The neighbour is told at once: its next keys wait for that."""
+        link = self._links.get(association.source)
+        if link is not None:
+            link.link.agreement.wake()
 
     def _notify_supply(self, application: str) -> None:
         if self._supply is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qkdnode import __version__
 from qkdnode.channel.identity import OwnIdentity, load_public_node
-from qkdnode.config import Config, LinkSection
+from qkdnode.config import AssociationSection, Config, LinkSection
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
 from qkdnode.distill.settings import Settings
@@ -128,16 +128,23 @@ async def open_link(
     holder.append(link)
     for association in config.association:
         if association.link == section.name:
-            await ask_vault(
-                ask.Associate(
-                    association=Association(association.local, association.remote, section.name),
-                    nodes=(config.node.name, section.peer),
-                    link=section.name,
-                    purpose=PURPOSE,
-                    key_class=KEY_CLASS,
-                )
-            )
+            await associate(association, config, section, ask_vault)
     return NodeLink(section, link, world.module(section), channel, lanes, recorder)
+
+
+async def associate(
+    entry: AssociationSection, config: Config, section: LinkSection, ask_vault: Callable[[Any], Awaitable[Any]]
+) -> None:
+    """Make a configured association known to the vault."""
+    await ask_vault(
+        ask.Associate(
+            association=Association(entry.local, entry.remote, section.name),
+            nodes=(config.node.name, section.peer),
+            link=section.name,
+            purpose=PURPOSE,
+            key_class=KEY_CLASS,
+        )
+    )
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

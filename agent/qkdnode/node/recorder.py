@@ -133,6 +133,10 @@ class Recorder:
         """Journal who asked for what, and what came of it."""
         await self._journal(AccessEvent(**self._leaf(f"access.{kind}", subject, details, outcome)))
 
+    async def demand_access(self, kind: str, subject: str, outcome: str, details: dict[str, Any]) -> None:
+        """As `record_access`, but VaultError or AuditError if it is not journalled."""
+        await self._ask(ask.RecordEvent(event=AccessEvent(**self._leaf(f"access.{kind}", subject, details, outcome))))
+
     async def record_stop(self) -> None:
         """The last leaf of this run. VaultError if it cannot be written."""
         await self._ask(ask.RecordEvent(event=NodeEvent(**self._leaf("node.stopped", self._node))))

@@ -3,6 +3,8 @@
 A new Open is a candidate until a message verifies under it: a repeated Open cannot end a session that works.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from qkdnode.access.identities import ApplicationIdentity
@@ -13,6 +15,7 @@ from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import (
+    MAX_CREDIT,
     Acknowledge,
     Alive,
     FromNode,
@@ -28,10 +31,12 @@ from qkdnode.wire.supply import (
     decode_from_application,
     decode_outer,
     encode,
-    key_body,
+    keys_body,
+    keys_in_a_message,
 )
 
 MAX_DISCARDS = 64  # of one session; then it is dropped, and the application opens another
+REMEMBERED_IDS = 2 * MAX_CREDIT  # journalled acknowledgements: repeats of these are no surprise
 RESEND_MAX_S = 60.0
 
 
@@ -55,6 +60,12 @@ class KeysAcknowledged(msgspec.Struct, frozen=True):
     key_ids: tuple[KeyId, ...]
 
 
+class NotSent(msgspec.Struct, frozen=True):
+    """The application acknowledged so many keys that it was not sent: nothing was done about them."""
+
+    keys: int
+
+
 class SubscriptionEnded(msgspec.Struct, frozen=True):
     """The subscription is over; keys that were not acknowledged are sent anew to the next one."""
 
@@ -74,7 +85,7 @@ class Discarded(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Reply | SubscriptionWanted | KeysAcknowledged | SubscriptionEnded | OpenRefused | Discarded
+Outcome = Reply | SubscriptionWanted | KeysAcknowledged | NotSent | SubscriptionEnded | OpenRefused | Discarded
 
 
 class Sent(msgspec.Struct):
@@ -93,6 +104,7 @@ class Subscription(msgspec.Struct):
     credit: int
     sent: dict[KeyId, Sent]
     settling: dict[KeyId, Sent]  # acknowledged, not yet journalled
+    recorded: dict[KeyId, None]  # journalled, the newest last
 
     @property
     def room(self) -> int:
@@ -141,7 +153,7 @@ class Attendant:
         """Grant a subscription (or confirm the present one); the frame to send."""
         present = self.subscription
         if present is None:
-            self.subscription = Subscription(wanted.association, wanted.size_bits, wanted.credit, {}, {})
+            self.subscription = Subscription(wanted.association, wanted.size_bits, wanted.credit, {}, {}, {})
         else:
             present.credit = wanted.credit
         return self._seal(Subscribed(self._alive_ms))
@@ -151,29 +163,39 @@ class Attendant:
         self.subscription = None
         return self._seal(SubscribeRefused(reason[:256]))
 
-    def send_key(self, delivery: Delivery, material: SecretBuffer, now_s: float) -> bytes:
-        """Seal a key, new or sent before; the frame to send. The caller keeps `material`."""
-        subscription = self.subscription
-        if subscription is None or delivery.association != subscription.association:
-            raise LocalProtocolError(f"key {delivery.key_id} is not for this subscription of {self.application.name}")
-        if len(material) * 8 != delivery.size_bits:
-            raise LocalProtocolError(f"key {delivery.key_id} has {len(material)} bytes, not {delivery.size_bits} bits")
-        earlier = subscription.sent.get(delivery.key_id)
-        if earlier is None and subscription.room <= 0:
+    def send_keys(self, deliveries: Sequence[Delivery], material: SecretBuffer, now_s: float) -> bytes:
+        """Seal keys, new or sent before, side by side in `material`, into one frame, to be sent.
+
+        The caller keeps `material`.
+        """
+        subscription, count = self.subscription, len(deliveries)
+        if subscription is None or any(one.association != subscription.association for one in deliveries):
+            raise LocalProtocolError(f"these {count} keys are not for this subscription of {self.application.name}")
+        size = deliveries[0].size_bits if deliveries else 0
+        fits = len(material) * 8 == size * count and all(one.size_bits == size for one in deliveries)
+        if not fits or not 1 <= count <= keys_in_a_message(size):
+            raise LocalProtocolError(f"{len(material)} bytes are not {count} keys of {size} bits for one message")
+        earlier = [subscription.sent.get(one.key_id) for one in deliveries]
+        if subscription.room < earlier.count(None):
             raise LocalProtocolError(f"{self.application.name} has no credit left")
-        body = key_body(delivery.key_id, delivery.association, delivery.size_bits, self._key_class)
-        frame = self._seal(body, material)
-        pause = self._resend_s if earlier is None else min(2 * earlier.pause_s, RESEND_MAX_S)
-        subscription.sent[delivery.key_id] = Sent(delivery, now_s + pause, pause)
+        ids = [one.key_id for one in deliveries]
+        frame = self._seal(keys_body(ids, subscription.association, size, self._key_class), material)
+        for one, before in zip(deliveries, earlier, strict=True):
+            pause = self._resend_s if before is None else min(2 * before.pause_s, RESEND_MAX_S)
+            subscription.sent[one.key_id] = Sent(one, now_s + pause, pause)
         return frame
 
     def record(self, key_ids: tuple[KeyId, ...]) -> bytes | None:
         """The acknowledgement of these is journalled; the frame to send, unless the subscription has ended."""
         if self.subscription is None:
             return None
+        settling, recorded = self.subscription.settling, self.subscription.recorded
         for key_id in key_ids:
-            self.subscription.settling.pop(key_id, None)
-        return self._seal(Recorded(tuple(key_id.bytes for key_id in key_ids)))
+            settling.pop(key_id, None)
+            recorded[key_id] = None
+        while len(recorded) > REMEMBERED_IDS:
+            del recorded[next(iter(recorded))]
+        return self._seal(Recorded(tuple([key_id.bytes for key_id in key_ids])))
 
     def retry(self, key_ids: tuple[KeyId, ...], now_s: float) -> None:
         """Journalling these failed: they are sent again when due, and acknowledged again."""
@@ -267,12 +289,17 @@ class Attendant:
     def _acknowledge(self, body: Acknowledge) -> list[Outcome]:
         if self.subscription is None:
             return self._discard("an acknowledgement without a subscription")
-        sent, settling = self.subscription.sent, self.subscription.settling
-        known = tuple(key_id for key_id in dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids) if key_id in sent)
+        sent, settling, recorded = self.subscription.sent, self.subscription.settling, self.subscription.recorded
+        ids = dict.fromkeys([KeyId(bytes=raw) for raw in body.key_ids])
+        known = tuple([key_id for key_id in ids if key_id in sent])
         for key_id in known:
             settling[key_id] = sent.pop(key_id)
-        # An id that is not waiting was acknowledged before: the answer to that is on its way.
-        return [KeysAcknowledged(known)] if known else []
+        # A repeat of what is settling or recorded is no surprise: its answer is on the way, or was lost.
+        strange = sum(key_id not in settling and key_id not in recorded for key_id in ids)
+        outcomes: list[Outcome] = [KeysAcknowledged(known)] if known else []
+        if strange:
+            outcomes += [NotSent(strange), *self._discard("an acknowledgement of keys that were not sent")]
+        return outcomes
 
     def _promote(self, session: Session) -> list[Outcome]:
         outcomes = self._end("the application opened a new session")

@@ -14,13 +14,13 @@ from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.listener import Listener, Peer
 from qkdnode.channel.session import DrawInto
 from qkdnode.channel.socket import Limits
-from qkdnode.errors import ChannelError, VaultError
+from qkdnode.errors import ChannelError, VaultDamagedError, VaultError
 from qkdnode.ids import Association, KeyId
-from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
     KeysAcknowledged,
+    NotSent,
     OpenRefused,
     Outcome,
     Reply,
@@ -28,12 +28,11 @@ from qkdnode.supply.protocol import (
     SubscriptionWanted,
 )
 from qkdnode.supply.throttle import Throttle
-from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenKey, Request
-from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES
+from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
+from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
 
 DOMAIN = "qkdnode.supply"
 CONNECTIONS_PER_APPLICATION = 16
-OPENED_TOGETHER = 32  # keys unsealed at the same time for one connection
 OUTBOX_PAGE = 256
 LIMITS = Limits(max_message_bytes=MAX_SUPPLY_BYTES, high_water=2 * MAX_CREDIT)
 
@@ -64,6 +63,7 @@ class SupplyStatistics(msgspec.Struct, kw_only=True):
     keys_sent_again: int = 0
     keys_delivered: int = 0
     keys_not_opened: int = 0  # refused by the vault: revoked, expired, already delivered
+    keys_not_sent: int = 0  # acknowledged without having been sent
     failed_records: int = 0  # acknowledgements or events that the vault would not journal
     discarded: int = 0
 
@@ -90,7 +90,8 @@ class SupplyServer:
     """Supplies provisioned applications, each with its own keys and with nothing of anybody else's.
 
     `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
-    `on_subscription` is told when one begins, changes and ends. `record` journals access events. At most `credit` keys
+    `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
+    journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
     of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
     `lapse_s` is taken as gone.
     """
@@ -106,13 +107,14 @@ class SupplyServer:
         on_subscription: Callable[[SubscriptionState], None],
         record: Record,
         key_class: str,
+        on_delivered: Callable[[Association], None] = lambda association: None,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
     ) -> None:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
-        self._on_subscription, self._record = on_subscription, record
+        self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -162,6 +164,21 @@ class SupplyServer:
             malformed=self._discard,
         )
         self._clock = asyncio.create_task(self._tick())
+
+    def allow(self, applications: AllowList[ApplicationIdentity]) -> None:
+        """Know these applications and no others; subscriptions that are no longer allowed end."""
+        self._applications = applications
+        for route, connection in list(self._connections.items()):
+            attendant, held = connection.attendant, connection.attendant.subscription
+            is_known = applications.named(connection.application) == attendant.application
+            if held is not None:
+                reason = self._decide(held.association, held.size_bits) if is_known else "it is not configured any more"
+                if reason is not None:
+                    self._send(connection, attendant.refuse(reason))
+                    self._end(connection, held.association, reason)
+            if not is_known:
+                del self._connections[route]
+                self._apply(connection, attendant.close("it is not configured any more"))
 
     def notify(self, application: str) -> None:
         """The application's outbox may have new rows."""
@@ -255,6 +272,8 @@ class SupplyServer:
                     if not connection.settling:
                         connection.settling = True
                         self._run(self._settle(connection))
+                case NotSent(keys):
+                    self._statistics.keys_not_sent += keys
                 case SubscriptionEnded(association, reason):
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
@@ -332,56 +351,70 @@ class SupplyServer:
             await connection.wanted.wait()
 
     async def _next_rows(self, connection: Connection) -> list[Delivery]:
-        """Rows of the outbox for this subscription, as many as there is room for and not sent yet."""
+        """Rows of the outbox for this subscription, as many as one message has room for and not sent yet."""
         subscription = connection.attendant.subscription
         if subscription is None or subscription.room <= 0:
             return []
         while not connection.waiting:
-            request = ApplicationOutbox(application=connection.application, after=connection.after, limit=OUTBOX_PAGE)
+            request = ApplicationOutbox(
+                application=connection.application,
+                after=connection.after,
+                limit=OUTBOX_PAGE,
+                association=subscription.association,
+                size_bits=subscription.size_bits,
+            )
             rows: tuple[Delivery, ...] = await self._ask(request)
             if not rows:
                 return []
             connection.after = rows[-1].number
             connection.waiting = [
-                row
-                for row in rows
-                if row.association == subscription.association
-                and row.size_bits == subscription.size_bits
-                and row.key_id not in subscription.sent
-                and row.key_id not in subscription.settling
+                row for row in rows if row.key_id not in subscription.sent and row.key_id not in subscription.settling
             ]
-        count = min(subscription.room, OPENED_TOGETHER)
+        count = min(subscription.room, keys_in_a_message(subscription.size_bits))
         fresh, connection.waiting = connection.waiting[:count], connection.waiting[count:]
         return fresh
 
     async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> bool:
         """Send what the vault opens; whether that was all. From what it did not open on, the outbox is read again."""
         attendant, all_opened = connection.attendant, True
-        for start in range(0, len(rows), OPENED_TOGETHER):
-            part = rows[start : start + OPENED_TOGETHER]
-            opened = await asyncio.gather(*(self._open(connection, row) for row in part))
-            for row, material in zip(part, opened, strict=True):
-                if material is None:
-                    all_opened = False
-                    attendant.forget(row.key_id)
-                    connection.after = min(connection.after, row.number - 1)
-                    connection.waiting.clear()
-                    continue
-                with material:
-                    if attendant.subscription is None or (again and row.key_id not in attendant.subscription.sent):
-                        continue
-                    self._send(connection, attendant.send_key(row, material, time.monotonic()))
-                self._statistics.keys_sent += 1
-                self._statistics.keys_sent_again += again
+        together = keys_in_a_message(rows[0].size_bits) if rows else 1
+        for start in range(0, len(rows), together):
+            part = {row.key_id: row for row in rows[start : start + together]}
+            opened = await self._open(connection, tuple(part))
+            held = [part.pop(key_id) for key_id in opened.key_ids] if opened is not None else []
+            for row in part.values():
+                all_opened = False
+                self._statistics.keys_not_opened += 1
+                attendant.forget(row.key_id)
+                connection.after = min(connection.after, row.number - 1)
+                connection.waiting.clear()
+            if opened is None:
+                continue
+            with opened.material:
+                subscription = attendant.subscription
+                if subscription is None:
+                    return False
+                if again and any(row.key_id not in subscription.sent for row in held):
+                    continue  # one was acknowledged meanwhile: the others are still due
+                if not again and subscription.room < len(held):  # the application has lowered its credit
+                    connection.waiting = held + connection.waiting
+                    return False
+                self._send(connection, attendant.send_keys(held, opened.material, time.monotonic()))
+            self._statistics.keys_sent += len(held)
+            self._statistics.keys_sent_again += again * len(held)
         return all_opened
 
-    async def _open(self, connection: Connection, row: Delivery) -> SecretBuffer | None:
+    async def _open(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> OpenedKeys | None:
+        """What the vault opens of these keys; it names the damaged ones only once."""
+        request = OpenKeys(key_ids=key_ids, application=connection.application)
         try:
-            material: SecretBuffer = await self._ask(OpenKey(key_id=row.key_id, application=connection.application))
+            try:
+                opened: OpenedKeys = await self._ask(request)
+            except VaultDamagedError:
+                opened = await self._ask(request)
         except VaultError:
-            self._statistics.keys_not_opened += 1
             return None
-        return material
+        return opened
 
     async def _settle(self, connection: Connection) -> None:
         """Journal what was acknowledged; what comes in meanwhile goes into the next request."""
@@ -401,6 +434,8 @@ class SupplyServer:
             frame = connection.attendant.record(ids)
             if frame is not None:
                 self._send(connection, frame)
+            if (held := connection.attendant.subscription) is not None:
+                self._on_delivered(held.association)
             connection.wanted.set()
             self._moved.set()
         connection.settling = False
@@ -408,15 +443,14 @@ class SupplyServer:
     async def anything_waits(self) -> bool:
         """Whether a connected application has not acknowledged all its keys."""
         for state in self.subscriptions():
-            after = 0
-            while True:
-                request = ApplicationOutbox(application=state.association.local, after=after, limit=OUTBOX_PAGE)
-                rows: tuple[Delivery, ...] = await self._ask(request)
-                if any((row.association, row.size_bits) == (state.association, state.size_bits) for row in rows):
-                    return True
-                if not rows:
-                    break
-                after = rows[-1].number
+            request = ApplicationOutbox(
+                application=state.association.local,
+                limit=1,
+                association=state.association,
+                size_bits=state.size_bits,
+            )
+            if await self._ask(request):
+                return True
         return False
 
     # Time and events

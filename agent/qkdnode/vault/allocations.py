@@ -6,14 +6,16 @@ from uuid import UUID
 from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
-from qkdnode.vault import keys, outbox, stock
+from qkdnode.vault import bundles, keys, outbox, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
     ALLOCATED,
-    BURNT,
+    ID_BYTES,
+    KEYS_PER_BUNDLE,
     PENDING,
     READY,
     Batch,
+    Bundle,
     KnownAssociation,
     PeerRequest,
     pack_batch,
@@ -25,8 +27,6 @@ from qkdnode.vault.store import Store
 from qkdnode.wire.codec import encode_body
 from qkdnode.wire.messages import ACCEPTED, ALLOCATION_OUTCOMES, NOT_SETTLED, REFUSED, Allocate
 
-ID_BYTES = 16
-MAX_KEYS = 1024  # per Allocate
 SIZES_BITS = range(8, 65536 + 1, 8)
 NAME_CHARACTERS = range(1, 31 + 1)
 
@@ -73,10 +73,9 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
         done += len(these)
         _demand_ready(store, link.link, run.batch)
         with stock.cut(store, link.link, link.role, run.batch, run.start, run.end) as material:
-            number = store.journal.size
             packed = b"".join(key.bytes for key in these)
-            cut = keys.Cut(link.link, run.batch, link.role, run.start, size, packed)
-            keys.make(store, association, cut, ALLOCATED, material, outstanding=True)
+            cut = bundles.Cut(link.link, run.batch, link.role, run.start, size, packed)
+            number = bundles.make(store, association, cut, ALLOCATED, material, own=True).number
         batch = unpack_batch(run.batch)
         message = Allocate(number, association.local, association.remote, batch, run.start, size, packed)
         outbox.post(store, link.link, number, message)
@@ -115,8 +114,8 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
         return REFUSED
     store.create(row, "allocation.accepted", **details)
     with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
-        cut = keys.Cut(link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids)
-        keys.make(store, association, cut, READY, material, outstanding=False)
+        cut = bundles.Cut(link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids)
+        bundles.make(store, association, cut, READY, material, own=False)
     return ACCEPTED
 
 
@@ -127,18 +126,12 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     allocate = outbox.waiting_allocate(store, request.link, request.request)
     if allocate is None or request.outcome == NOT_SETTLED:
         return ()
-    ready = []
-    ids = _each(allocate.key_ids)
-    known = store.find_keys(ids)
-    for key_id in ids:
-        key = known.get(key_id)
-        if key is None or key.state != ALLOCATED:
-            continue
-        if request.outcome == ACCEPTED:
-            keys.make_ready(store, key)
-            ready.append(UUID(bytes=key_id))
-        else:
-            keys.end(store, key, BURNT, "refused by the peer")
+    bundle = store.get(Bundle, request.request)
+    ready: list[KeyId] = []
+    if bundle is not None and request.outcome == ACCEPTED:
+        ready = keys.make_ready(store, bundle)
+    elif bundle is not None:
+        keys.burn(store, bundle, "refused by the peer")
     outbox.clear(store, request.link, request.request)
     return tuple(ready)
 
@@ -149,7 +142,7 @@ def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run
     plan = []
     for run in stock.usable_runs(store, link, half, size):
         start = run.start
-        while left and (fit := min((run.end - start) // size, left, MAX_KEYS)):
+        while left and (fit := min((run.end - start) // size, left, KEYS_PER_BUNDLE)):
             plan.append(Run(run.batch, start, start + fit * size))
             start += fit * size
             left -= fit
@@ -171,18 +164,18 @@ def _refusal(
     store: Store, association: KnownAssociation | None, allocate: Allocate, batch: Batch | None, half: str, end: int
 ) -> str | None:
     """Why the peer's request cannot be; None if it can."""
-    ids = list(_each(allocate.key_ids))
+    ids = bundles.split(allocate.key_ids)
     if association is None:
         return "unknown association"
     if batch is None or batch.state != READY:
         return "unknown Batch" if batch is None else f"Batch is {batch.state}"
     if allocate.size_bits not in SIZES_BITS or allocate.offset_bits % 8 or len(allocate.key_ids) % ID_BYTES:
         return "sizes and offsets are whole bytes"
-    if not 0 < len(ids) <= MAX_KEYS or len(set(ids)) != len(ids):
+    if not 0 < len(ids) <= KEYS_PER_BUNDLE or len(set(ids)) != len(ids):
         return "key ids are missing, repeated or too many"
     if end > batch.half_bits or not stock.holds(store, batch.link, half, batch.batch, allocate.offset_bits, end):
         return "bits are not in stock"
-    if any(store.connection.execute("SELECT 1 FROM keys WHERE id = ?", (i,)).fetchone() for i in ids):
+    if bundles.taken(store, ids):
         return "a key id is taken"
     return None
 
@@ -196,10 +189,6 @@ def _known(store: Store, wanted: Association) -> KnownAssociation | None:
     where = "local = ? AND remote = ? AND source = ?"
     rows = store.find(KnownAssociation, where, wanted.local, wanted.remote, wanted.source)
     return rows[0] if rows else None
-
-
-def _each(key_ids: bytes) -> list[bytes]:
-    return [key_ids[i : i + ID_BYTES] for i in range(0, len(key_ids), ID_BYTES)]
 
 
 def _shown(store: Store, application: str) -> str:

@@ -21,10 +21,23 @@ from qkdnode.errors import (
     VaultLockedError,
 )
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import alarms, allocations, batches, keys, links, log, outbox, schema, segments
+from qkdnode.vault import (
+    alarms,
+    allocations,
+    batches,
+    extract,
+    inventory,
+    keys,
+    links,
+    log,
+    outbox,
+    pauses,
+    schema,
+    segments,
+)
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
-from qkdnode.vault.requests import OpenKey, Request
+from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
@@ -33,7 +46,7 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, alarms, log):
+for _module in (links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses):
     HANDLERS.update(_module.HANDLERS)
 
 
@@ -158,7 +171,7 @@ class VaultCore:
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
-        if isinstance(request, OpenKey):
+        if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
             with suppress(Aftermath):
                 return _read(self._store, request)
@@ -215,9 +228,9 @@ _STORAGE_ERRORS: dict[type[apsw.Error], tuple[type[VaultError], str]] = {
 }
 
 
-def _read(store: Store, request: OpenKey) -> Outcome:
+def _read(store: Store, request: OpenKey | OpenKeys) -> Outcome:
     try:
-        return Outcome(HANDLERS[OpenKey](store, request))
+        return Outcome(HANDLERS[type(request)](store, request))
     except QkdnodeError as error:
         return Outcome(error=error)
 

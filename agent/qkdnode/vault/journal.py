@@ -83,8 +83,9 @@ class Journal:
         subject: str,
         details: Mapping[str, Detail],
         outcome: str = "done",
+        keys: tuple[str, ...] = (),
     ) -> int:
-        """Journal one event; the position of its leaf."""
+        """Journal one event, with the pseudonyms of the keys that are concerned; the position of its leaf."""
         number = self._topics.get(topic, 0) + 1
         event: Any = kind(
             time_ns=self.now_ns,
@@ -95,6 +96,7 @@ class Journal:
             subject=subject,
             outcome=outcome,
             details=dict(details),
+            keys=keys or msgspec.UNSET,
         )
         return self._append(event)
 

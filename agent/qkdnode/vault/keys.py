@@ -1,222 +1,241 @@
-"""Keys: sealed one by one, opened for their application only, destroyed once it has them."""
+"""Keys as they are asked for: opened for their application only, destroyed once it has them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
-from qkdnode.audit.events import AccessEvent, Detail
+from qkdnode.audit.events import AccessEvent
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
-from qkdnode.ids import KeyId
+from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import outbox
+from qkdnode.vault import bundles, outbox
+from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import (
     ALLOCATED,
+    BURNT,
     DELIVERED,
-    POLICY_VERSION,
+    HELD,
+    KEYS_PER_BUNDLE,
     READY,
-    Key,
-    KnownAssociation,
-    unpack_batch,
+    STATE_LETTERS,
+    STATE_OF_LETTER,
+    Bundle,
 )
 from qkdnode.vault.requests import (
     ApplicationOutbox,
     Delivery,
     KeysDelivered,
+    OpenedKeys,
     OpenKey,
+    OpenKeys,
     Outstanding,
     PeerDelivered,
 )
 from qkdnode.vault.store import Aftermath, Store
 from qkdnode.wire.messages import Delivered
 
-ID_BYTES = 16
 MAX_NOTICE_KEYS = 1024
+_PAGE = 64  # Bundles of the outbox read at once, at most
+_LIVE = tuple(STATE_LETTERS[state] for state in (ALLOCATED, READY, DELIVERED))
 
 
-class Cut(msgspec.Struct, frozen=True):
-    """Keys cut side by side from one half of a Batch."""
-
-    link: str
-    batch: bytes
-    half: str
-    offset_bits: int
-    size_bits: int
-    key_ids: bytes
+def make_ready(store: Store, bundle: Bundle) -> list[KeyId]:
+    """Both ends hold what was allocated: it goes to the application's outbox."""
+    chosen = Chosen(bundle, bundle.places(ALLOCATED))
+    if not chosen.places:
+        return []
+    bundles.move(store, chosen, READY, "key.ready", {}, ready_ns=store.now_ns)
+    return [UUID(bytes=key_id) for key_id in chosen.ids()]
 
 
-def make(
-    store: Store, association: KnownAssociation, cut: Cut, state: str, material: SecretBuffer, *, outstanding: bool
-) -> None:
-    """Seal freshly cut keys; the material stays the caller's."""
-    size, now, epoch = cut.size_bits // 8, store.now_ns, store.epoch
-    is_ready = state == READY
-    rows = []
-    for i in range(len(cut.key_ids) // ID_BYTES):
-        rows.append(
-            Key(
-                id=cut.key_ids[i * ID_BYTES : (i + 1) * ID_BYTES],
-                state=state,
-                class_=association.class_,
-                association=association.number,
-                application=association.local,
-                link=cut.link,
-                binding=association.binding,
-                agent=store.node,
-                policy=POLICY_VERSION,
-                size_bits=cut.size_bits,
-                batch=cut.batch,
-                half=cut.half,
-                offset_bits=cut.offset_bits + i * cut.size_bits,
-                outstanding=int(outstanding),
-                delivery=None,
-                allocated_ns=now,
-                ready_ns=now if is_ready else None,
-                delivered_ns=None,
-                delivered_remote_ns=None,
-                ended_ns=None,
-                epoch=epoch,
-                version=1,
-                sealed=None,
-                wrapped=None,
-            )
-        )
-    with memoryview(material) as view:
-        sealed = store.sealing.seal(cut.link, epoch, [row.bound for row in rows], view, size)
-    details: dict[str, Detail] = {
-        "association": store.sealing.pseudonym(association.binding),
-        "batch": str(unpack_batch(cut.batch)),
-        "bits": cut.size_bits,
-    }
-    for row, its in zip(rows, sealed, strict=True):
-        delivery = store.journal.size if is_ready else None
-        row = msgspec.structs.replace(row, sealed=its.sealed, wrapped=its.wrapped, delivery=delivery)
-        store.create(row, f"key.{state}", **details)
-
-
-def make_ready(store: Store, key: Key) -> None:
-    """Both ends hold it: it goes to the application's outbox."""
-    store.change(key, "key.ready", {}, state=READY, ready_ns=store.now_ns, delivery=store.journal.size)
-
-
-def end(store: Store, key: Key, state: str, reason: str) -> None:
-    """Destroy a key that nobody received."""
-    store.change(
-        key,
-        f"key.{state}",
-        {"reason": reason},
-        state=state,
-        ended_ns=store.now_ns,
-        outstanding=0,
-        delivery=None,
-        sealed=None,
-        wrapped=None,
-    )
+def burn(store: Store, bundle: Bundle, reason: str) -> None:
+    """Destroy allocated keys, which nobody received."""
+    chosen = Chosen(bundle, bundle.places(ALLOCATED))
+    if chosen.places:
+        bundles.destroy(store, chosen)
+        bundles.move(store, chosen, BURNT, "key.burnt", {"reason": reason}, ended_ns=store.now_ns)
 
 
 def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delivery, ...]:
     """ApplicationOutbox."""
-    where = f"application = ? AND delivery > ? AND state = '{READY}' ORDER BY delivery LIMIT ?"
-    found = []
-    for key in store.find_sound(Key, where, request.application, request.after, request.limit):
-        association = store.get_association(key.association)
-        if association is not None and key.delivery is not None:
-            found.append(Delivery(key.delivery, UUID(bytes=key.id), association.association, key.size_bits))
-    return tuple(found)
+    after, place = divmod(request.after, KEYS_PER_BUNDLE)
+    which: tuple[Any, ...]
+    if request.association is None:
+        condition, which = "application = ?", (request.application,)
+    else:
+        known = _association(store, request.association)
+        if known is None or request.association.local != request.application:
+            return ()
+        condition, which = "association = ?", (known,)
+        if request.size_bits is not None:
+            condition, which = f"{condition} AND size_bits = ?", (known, request.size_bits)
+    condition += f" AND delivery >= ? AND state = '{HELD}' ORDER BY delivery LIMIT ?"
+    found: list[Delivery] = []
+    page = 1 + request.limit // KEYS_PER_BUNDLE
+    while len(found) < request.limit and (rows := store.find_sound(Bundle, condition, *which, after, page)):
+        for bundle in rows:
+            found += _deliveries(store, bundle, place if bundle.delivery == after else -1)
+        after, place, page = (rows[-1].delivery or 0) + 1, -1, min(2 * page, _PAGE)
+    return tuple(found[: request.limit])
 
 
 def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     """OpenKey."""
-    key = _of_application(store.get(Key, request.key_id.bytes), request.key_id, request.application)
-    if key.state != READY:
-        raise VaultError(f"key {request.key_id} is {key.state}: only a ready key is opened")
-    return store.unseal(key)
+    ((bundle, place),) = _of_application(store, (request.key_id,), request.application)
+    if bundle.states[place] != STATE_LETTERS[READY]:
+        state = STATE_OF_LETTER[bundle.states[place]]
+        raise VaultError(f"key {request.key_id} is {state}: only a ready key is opened")
+    return bundles.unseal(store, [Chosen(bundle, [place])])
+
+
+def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
+    """OpenKeys."""
+    asked = request.key_ids
+    if not 1 <= len(asked) <= KEYS_PER_BUNDLE:
+        raise LocalProtocolError(f"{len(asked)} keys are opened at once: ask for 1 to {KEYS_PER_BUNDLE}")
+    chosen = bundles.choose(store, [key_id.bytes for key_id in asked])
+    _demand_application(chosen, request.application)
+    ready = [Chosen(one.bundle, _in_state(one, (STATE_LETTERS[READY],))) for one in chosen]
+    ready = [one for one in ready if one.places]
+    if not ready:
+        raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
+    if len({one.bundle.size_bits for one in ready}) > 1:
+        raise LocalProtocolError("keys of different sizes are not opened at once")
+    known = {key_id.bytes: key_id for key_id in asked}
+    ids = tuple(known[raw] for one in ready for raw in one.ids())
+    return OpenedKeys(ids, ready[0].bundle.size_bits, bundles.unseal(store, ready))
 
 
 def keys_delivered(store: Store, request: KeysDelivered) -> int:
     """KeysDelivered."""
-    new: dict[str, list[Key]] = {}
-    known = store.find_keys([key_id.bytes for key_id in request.key_ids])
-    for key_id in request.key_ids:
-        key = _of_application(known.get(key_id.bytes), key_id, request.application)
-        if key.state == DELIVERED:
-            continue
-        if key.state != READY:
-            raise LocalProtocolError(f"key {key_id} is {key.state}: it cannot have been delivered")
-        key = store.change(
-            key,
-            "key.delivered",
-            request.details,
-            state=DELIVERED,
-            delivered_ns=store.now_ns,
-            delivery=None,
-            outstanding=int(key.outstanding and key.delivered_remote_ns is None),
-            sealed=None,
-            wrapped=None,
-        )
-        known[key.id] = key
-        new.setdefault(key.link, []).append(key)
-    for link, keys in new.items():
-        for i in range(0, len(keys), MAX_NOTICE_KEYS):
-            told = keys[i : i + MAX_NOTICE_KEYS]
-            number = told[-1].leaf
-            outbox.post(store, link, number, Delivered(number, request.application, b"".join(key.id for key in told)))
+    new: dict[str, list[bytes]] = {}
+    leaves: dict[str, int] = {}
+    chosen = bundles.choose(store, [key_id.bytes for key_id in request.key_ids])
+    _demand_known(chosen, request.key_ids)
+    _demand_application(chosen, request.application)
+    for one in chosen:
+        other = [place for place in one.places if one.bundle.states[place] not in _RECEIVABLE]
+        if other:
+            key_id, state = one.bundle.key_id(other[0]), STATE_OF_LETTER[one.bundle.states[other[0]]]
+            raise LocalProtocolError(f"key {UUID(bytes=key_id)} is {state}: it cannot have been delivered")
+        fresh = Chosen(one.bundle, _in_state(one, (STATE_LETTERS[READY],)))
+        if fresh.places:
+            bundles.destroy(store, fresh)
+            changed = bundles.move(store, fresh, DELIVERED, "key.delivered", request.details, delivered_ns=store.now_ns)
+            new.setdefault(changed.link, []).extend(fresh.ids())
+            leaves[changed.link] = changed.leaf
+    for link, ids in new.items():
+        _tell(store, link, request.application, ids, leaves[link])
     return sum(map(len, new.values()))
 
 
 def peer_delivered(store: Store, request: PeerDelivered) -> int:
     """PeerDelivered."""
     new = 0
-    known = store.find_keys([key_id.bytes for key_id in request.key_ids])
-    for key_id in request.key_ids:
-        key = known.get(key_id.bytes)
-        if key is None or key.link != request.link or key.delivered_remote_ns is not None:
+    for one in bundles.choose(store, [key_id.bytes for key_id in request.key_ids]):
+        bundle = one.bundle
+        if bundle.link != request.link:
             continue
-        if key.state not in (ALLOCATED, READY, DELIVERED):
+        fresh = Chosen(bundle, [place for place in _in_state(one, _LIVE) if not bundle.far[place]])
+        if not fresh.places:
             continue
-        association = store.get_association(key.association)
+        association = store.get_association(bundle.association)
         if association is None or association.remote != request.application:
-            store.alarm("delivery.misdirected", f"key/{store.sealing.pseudonym(key.id)}", "ignored")
+            ids = fresh.ids()
+            store.alarm("delivery.misdirected", f"key/{store.sealing.pseudonym(ids[0])}", "ignored", ids)
             continue
-        new += 1
-        outstanding = int(key.outstanding and key.state != DELIVERED)
-        known[key.id] = store.change(
-            key, "key.delivered_remote", {}, delivered_remote_ns=store.now_ns, outstanding=outstanding
-        )
+        bundles.mark_far(store, fresh)
+        new += len(fresh.places)
     return new
 
 
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
-    wanted = request.association
-    ((count,),) = store.connection.execute(
-        "SELECT count(*) FROM keys JOIN associations ON keys.association = associations.number "
-        "WHERE local = ? AND remote = ? AND source = ? AND outstanding",
-        (wanted.local, wanted.remote, wanted.source),
-    )
-    return int(count)
-
-
-def _of_application(key: Key | None, key_id: KeyId, application: str) -> Key:
-    if key is None:
-        raise VaultError(f"the vault holds no usable key {key_id}")
-    if key.application != application:
-        raise Aftermath(
-            AccessDeniedError(f"key {key_id} is not for application {application!r}: a key has one recipient per node"),
-            lambda store: _journal_denial(store, key_id, application),
+    return int(
+        store.scalar(
+            "SELECT coalesce(sum(outstanding), 0) FROM bundles "
+            f"WHERE association = ? AND outstanding AND state = '{HELD}'",
+            _association(store, request.association),
         )
-    return key
+    )
 
 
-def _journal_denial(store: Store, key_id: KeyId, application: str) -> None:
-    subject = f"application/{store.sealing.pseudonym(application.encode())}"
-    details: dict[str, Any] = {"key": store.sealing.pseudonym(key_id.bytes)}
-    store.journal.record(AccessEvent, "access", "key.denied", subject, details, "refused")
+_RECEIVABLE = (STATE_LETTERS[READY], STATE_LETTERS[DELIVERED])
 
 
-HANDLERS = {
+def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
+    """The waiting keys of a Bundle, in order, behind a place."""
+    association = store.get_association(bundle.association)
+    if association is None or bundle.delivery is None:
+        return []
+    first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
+    return [
+        Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits)
+        for place in bundle.places(READY)
+        if place > after
+    ]
+
+
+def _tell(store: Store, link: str, application: str, ids: list[bytes], leaf: int) -> None:
+    """Tell the neighbour of keys delivered here. A notice's number is the position of a leaf of the change."""
+    pages = [ids[i : i + MAX_NOTICE_KEYS] for i in range(0, len(ids), MAX_NOTICE_KEYS)]
+    for number, page in enumerate(pages, leaf - len(pages) + 1):
+        outbox.post(store, link, number, Delivered(number, application, b"".join(page)))
+
+
+def _in_state(chosen: Chosen, letters: Sequence[int]) -> list[int]:
+    states = chosen.bundle.states
+    return [place for place in chosen.places if states[place] in letters]
+
+
+def _association(store: Store, wanted: Association) -> int | None:
+    rows: list[Any] = store.connection.execute(
+        "SELECT number FROM associations WHERE local = ? AND remote = ? AND source = ?",
+        (wanted.local, wanted.remote, wanted.source),
+    ).fetchall()
+    known = store.get_association(rows[0][0]) if rows else None
+    return None if known is None or known.association != wanted else known.number
+
+
+def _of_application(store: Store, ids: tuple[KeyId, ...], application: str) -> list[tuple[Bundle, int]]:
+    chosen = bundles.choose(store, [key_id.bytes for key_id in ids])
+    _demand_known(chosen, ids)
+    _demand_application(chosen, application)
+    return [(one.bundle, place) for one in chosen for place in one.places]
+
+
+def _demand_known(chosen: list[Chosen], ids: Sequence[KeyId]) -> None:
+    known = {key_id for one in chosen for key_id in one.ids()}
+    for key_id in ids:
+        if key_id.bytes not in known:
+            raise VaultError(f"the vault holds no usable key {key_id}")
+
+
+def _demand_application(chosen: list[Chosen], application: str) -> None:
+    for one in chosen:
+        if one.bundle.application != application:
+            key_id = UUID(bytes=one.bundle.key_id(one.places[0]))
+            raise Aftermath(
+                AccessDeniedError(
+                    f"key {key_id} is not for application {application!r}: a key has one recipient per node"
+                ),
+                _denial(key_id, application),
+            )
+
+
+def _denial(key_id: KeyId, application: str) -> Callable[[Store], None]:
+    def journal(store: Store) -> None:
+        subject = f"application/{store.sealing.pseudonym(application.encode())}"
+        details: dict[str, Any] = {"key": store.sealing.pseudonym(key_id.bytes)}
+        store.journal.record(AccessEvent, "access", "key.denied", subject, details, "refused")
+
+    return journal
+
+
+HANDLERS: dict[Any, Any] = {
     ApplicationOutbox: application_outbox,
     OpenKey: open_key,
+    OpenKeys: open_keys,
     KeysDelivered: keys_delivered,
     PeerDelivered: peer_delivered,
     Outstanding: outstanding,

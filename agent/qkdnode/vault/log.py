@@ -1,6 +1,7 @@
 """The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
 
 from functools import partial
+from uuid import UUID
 
 import msgspec
 
@@ -22,7 +23,7 @@ from qkdnode.vault.requests import (
 from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
-NAMES = ("to",)  # details of access events that name applications
+NAMES = ("to", "local", "remote")  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
 WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
@@ -30,7 +31,10 @@ WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usab
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
-    """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys."""
+    """RecordEvent. Who asked, and for what, is told under the names' pseudonyms, as in leaves of keys.
+
+    The subject of an access event is an application's name, or KIND/NAME of another that asks.
+    """
     return _record(store, request.event)
 
 
@@ -44,9 +48,11 @@ def _record(store: Store, event: AnyEvent) -> int:
     if isinstance(event, AccessEvent):
         pseudonym = store.sealing.pseudonym
         named = {name: pseudonym(str(event.details[name]).encode()) for name in NAMES if name in event.details}
-        event = msgspec.structs.replace(
-            event, subject=f"application/{pseudonym(event.subject.encode())}", details={**event.details, **named}
-        )
+        if "key" in event.details:
+            named["key"] = pseudonym(UUID(str(event.details["key"])).bytes)
+        kind, _, name = event.subject.rpartition("/")
+        subject = f"{kind or 'application'}/{pseudonym(name.encode())}"
+        event = msgspec.structs.replace(event, subject=subject, details={**event.details, **named})
     return store.journal.record_foreign(event)
 
 

@@ -33,7 +33,9 @@ def clear(store: Store, link: str, number: int) -> None:
 
 def neighbour_outbox(store: Store, request: NeighbourOutbox) -> tuple[OutboxEntry, ...]:
     """NeighbourOutbox."""
-    rows = store.find_sound(Notice, "link = ? ORDER BY number LIMIT ?", request.link, request.limit)
+    rows = store.find_sound(
+        Notice, "link = ? AND number > ? ORDER BY number LIMIT ?", request.link, request.after, request.limit
+    )
     return tuple(OutboxEntry(row.number, message_of(row)) for row in rows)
 
 

@@ -5,7 +5,7 @@ one put back. Outbox rows have no subject: putting one back re-sends a message t
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,7 +17,11 @@ _BATCH = struct.Struct(">QI")
 
 # Keys
 ALLOCATED, READY, DELIVERED, BURNT, DAMAGED = "allocated", "ready", "delivered", "burnt", "damaged"
-KEY_STATES = (ALLOCATED, READY, DELIVERED, BURNT, DAMAGED)
+STATE_LETTERS = {ALLOCATED: ord("a"), READY: ord("r"), DELIVERED: ord("d"), BURNT: ord("b"), DAMAGED: ord("x")}
+STATE_OF_LETTER = {letter: state for state, letter in STATE_LETTERS.items()}
+_IS_DELIVERED = bytes(letter == STATE_LETTERS[DELIVERED] for letter in range(256))
+# Bundles; DAMAGED is shared
+HELD = "held"
 # Batches; READY is shared
 PENDING, ABANDONED, QUARANTINED = "pending", "abandoned", "quarantined"
 # Segments; QUARANTINED and DAMAGED are shared
@@ -26,6 +30,8 @@ WAITING, USABLE, SPENT = "waiting", "usable", "spent"
 STOCKED = "stocked"
 
 POLICY_VERSION = 1
+ID_BYTES = 16
+KEYS_PER_BUNDLE = 128
 
 
 def pack_batch(batch: BatchId) -> bytes:
@@ -190,16 +196,22 @@ class KnownAssociation(Record, frozen=True):
         return Association(self.local, self.remote, self.source)
 
 
-class Key(Record, frozen=True):
-    """A key. `delivery` is its place in the application's outbox while READY."""
+class Bundle(Record, frozen=True):
+    """The keys of one request to allocate: side by side in one half of a Batch, each in a state of its own.
 
-    table: ClassVar[str] = "keys"
-    key: ClassVar[tuple[str, ...]] = ("id",)
+    `key_ids` holds 16 bytes for each key, `states` one letter, `far` one byte: 1 once the far application has it.
+    """
+
+    table: ClassVar[str] = "bundles"
+    key: ClassVar[tuple[str, ...]] = ("number",)
     topic: ClassVar[str] = "keys"
     set_aside: ClassVar[str | None] = DAMAGED
 
-    id: bytes
-    state: str
+    number: int  # position of its first leaf; where it was allocated, the number of the request too
+    state: str  # HELD, or DAMAGED as a whole
+    states: bytes
+    far: bytes
+    key_ids: bytes
     class_: str = msgspec.field(name="class")
     association: int
     application: str
@@ -211,27 +223,78 @@ class Key(Record, frozen=True):
     batch: bytes
     half: str
     offset_bits: int
-    outstanding: int  # allocated here, and not yet acknowledged by both applications
-    delivery: int | None
+    own: int  # allocated here
+    outstanding: int  # keys allocated here, and not yet acknowledged by both applications
+    delivery: int | None  # place in the application's outbox while a key is READY
     allocated_ns: int
     ready_ns: int | None
-    delivered_ns: int | None
+    delivered_ns: int | None  # of the last; the leaves have each
     delivered_remote_ns: int | None
     ended_ns: int | None
     epoch: int
     version: int
-    sealed: bytes | None
-    wrapped: bytes | None
     generation: int = 0
     leaf: int = 0
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
-        return f"key/{pseudonym(self.id)}"
+        return f"bundle/{self.link}/{self.number}"
 
     @property
-    def bound(self) -> tuple[Any, ...]:
-        """What its ciphertext is bound to."""
-        return ("key", self.id, self.class_, self.epoch, self.version, self.binding)
+    def count(self) -> int:
+        """How many keys it holds or held."""
+        return len(self.states)
+
+    def key_id(self, place: int) -> bytes:
+        """The id of one key."""
+        return self.key_ids[place * ID_BYTES : (place + 1) * ID_BYTES]
+
+    def places(self, state: str) -> list[int]:
+        """Where keys in a state are."""
+        letter = STATE_LETTERS[state]
+        return [place for place, held in enumerate(self.states) if held == letter]
+
+    def with_states(self, places: Iterable[int], state: str) -> bytes:
+        """The states once the keys at these places have another."""
+        states = bytearray(self.states)
+        for place in places:
+            states[place] = STATE_LETTERS[state]
+        return bytes(states)
+
+    def bound(self, place: int) -> tuple[Any, ...]:
+        """What the ciphertext of one key is bound to."""
+        return ("key", self.key_id(place), self.class_, self.epoch, self.version, self.binding)
+
+
+def delivered_both(states: bytes, far: bytes) -> int:
+    """How many keys both applications have."""
+    here = int.from_bytes(states.translate(_IS_DELIVERED))
+    return (here & int.from_bytes(far)).bit_count()
+
+
+def outstanding(states: bytes, far: bytes) -> int:
+    """How many keys at least one of both applications is still to get."""
+    return sum(states.count(STATE_LETTERS[state]) for state in (ALLOCATED, READY, DELIVERED)) - delivered_both(
+        states, far
+    )
+
+
+class PausedLink(Record, frozen=True):
+    """Whether an operator has paused a link."""
+
+    table: ClassVar[str] = "pauses"
+    key: ClassVar[tuple[str, ...]] = ("link",)
+    event: ClassVar[type[Event]] = LinkEvent
+    topic: ClassVar[str] = "pauses"
+
+    link: str
+    paused: int
+    by: str  # the operator
+    since_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"pause/{self.link}"
 
 
 class PeerRequest(Record, frozen=True):
@@ -304,11 +367,13 @@ RECORDS: tuple[type[Record], ...] = (
     Batch,
     Chunk,
     KnownAssociation,
-    Key,
+    Bundle,
     PeerRequest,
     Notice,
+    PausedLink,
     KnownAlarm,
 )
 RESERVED_SUBJECTS = tuple(
-    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "key", "request", "alarm")
+    f"{name}/"
+    for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "alarm")
 )

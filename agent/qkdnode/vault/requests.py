@@ -223,7 +223,7 @@ class AllocateKeys(Request, frozen=True):
     """Cut `count` keys for an association from this end's half; they wait for the peer's answer.
 
     OutOfStockError if the usable half holds less. Answer: tuple[KeyId, ...]. `entropy` holds 16 bytes per key for the
-    ids. One Allocate per Batch touched goes to the neighbour's outbox.
+    ids. They are cut as Bundles of at most 128 keys; one Allocate for each goes to the neighbour's outbox.
     """
 
     association: Association
@@ -251,10 +251,11 @@ class AllocationAnswered(Request, frozen=True):
 
 
 class NeighbourOutbox(Request, frozen=True):
-    """What the peer must still journal, oldest first. Answer: tuple[OutboxEntry, ...]."""
+    """What the peer must still journal, oldest first, after entry `after`. Answer: tuple[OutboxEntry, ...]."""
 
     link: str
     limit: int = 64
+    after: int = -1
 
 
 class OutboxEntry(msgspec.Struct, frozen=True):
@@ -274,12 +275,14 @@ class OutboxCleared(Request, frozen=True):
 class ApplicationOutbox(Request, frozen=True):
     """Keys READY for an application and not yet acknowledged, oldest first, after `after`.
 
-    Answer: tuple[Delivery, ...].
+    Those of one association alone, or of that and one size, if these are given. Answer: tuple[Delivery, ...].
     """
 
     application: str
     after: int = 0
     limit: int = 256
+    association: Association | None = None
+    size_bits: int | None = None
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -299,6 +302,25 @@ class OpenKey(Request, frozen=True):
 
     key_id: KeyId
     application: str
+
+
+class OpenKeys(Request, frozen=True):
+    """Unseal up to 128 keys of one size for their application. Answer: OpenedKeys.
+
+    Keys that are not READY, and unknown ones, are left out; VaultError if none is left. AccessDeniedError, journalled,
+    if any is meant for another application. VaultDamagedError if some do not unseal: those are set aside, ask again.
+    """
+
+    key_ids: tuple[KeyId, ...]
+    application: str
+
+
+class OpenedKeys(msgspec.Struct, frozen=True):
+    """Answer to OpenKeys: the keys that were opened, their material side by side in this order."""
+
+    key_ids: tuple[KeyId, ...]
+    size_bits: int
+    material: SecretBuffer
 
 
 class KeysDelivered(Request, frozen=True):

@@ -118,9 +118,12 @@ CREATE TABLE associations (
     UNIQUE (local, remote, source)
 );
 
-CREATE TABLE keys (
-    id BLOB NOT NULL UNIQUE,
+CREATE TABLE bundles (
+    number INTEGER PRIMARY KEY,
     state TEXT NOT NULL,
+    states BLOB NOT NULL,
+    far BLOB NOT NULL,
+    key_ids BLOB NOT NULL,
     class TEXT NOT NULL,
     association INTEGER NOT NULL REFERENCES associations (number),
     application TEXT NOT NULL,
@@ -132,6 +135,7 @@ CREATE TABLE keys (
     batch BLOB NOT NULL,
     half TEXT NOT NULL,
     offset_bits INTEGER NOT NULL,
+    own INTEGER NOT NULL,
     outstanding INTEGER NOT NULL,
     delivery INTEGER,
     allocated_ns INTEGER NOT NULL,
@@ -141,14 +145,27 @@ CREATE TABLE keys (
     ended_ns INTEGER,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
-    sealed BLOB,
-    wrapped BLOB,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
 );
-CREATE INDEX keys_waiting ON keys (application, delivery) WHERE delivery IS NOT NULL;
-CREATE INDEX keys_outstanding ON keys (association) WHERE outstanding;
+CREATE INDEX bundles_of_application ON bundles (application, delivery) WHERE delivery IS NOT NULL;
+CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery) WHERE delivery IS NOT NULL;
+CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';
+
+-- Place is the Bundle's number times 128 and the place in it; what a row belongs to is authenticated with it.
+CREATE TABLE keys (
+    place INTEGER PRIMARY KEY,
+    sealed BLOB NOT NULL,
+    wrapped BLOB NOT NULL
+);
+
+-- Every id that was ever taken, by its first eight bytes. It only finds the Bundle, whose verified row decides.
+CREATE TABLE key_heads (
+    head INTEGER NOT NULL,
+    bundle INTEGER NOT NULL,
+    PRIMARY KEY (head, bundle)
+) WITHOUT ROWID;
 
 CREATE TABLE requests (
     link TEXT NOT NULL,
@@ -159,6 +176,16 @@ CREATE TABLE requests (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, request)
+);
+
+CREATE TABLE pauses (
+    link TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
 );
 
 CREATE TABLE outbox (

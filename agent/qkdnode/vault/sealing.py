@@ -82,6 +82,21 @@ class Sealing:
             known = self._pseudonyms[name] = self._hmac(self._salt, name)[:PSEUDONYM_BYTES].hex()
         return known
 
+    def pseudonyms(self, names: Sequence[bytes]) -> tuple[str, ...]:
+        """The pseudonyms of several names: one keyed hash serves all of them, and is dropped."""
+        if not names:
+            return ()
+        if len(self._pseudonyms) + len(names) > PSEUDONYMS_KEPT:
+            self._pseudonyms.clear()
+        known, keyed = self._pseudonyms, None
+        for name in names:
+            if name not in known:
+                keyed = keyed or HMAC(memoryview(self._salt), _SHA256)
+                digest = keyed.copy()
+                digest.update(name)
+                known[name] = digest.finalize()[:PSEUDONYM_BYTES].hex()
+        return tuple([known[name] for name in names])
+
     def seal(
         self, link: str, epoch: int, bounds: Sequence[tuple[Any, ...]], material: memoryview, size: int
     ) -> list[Sealed]:
@@ -121,6 +136,27 @@ class Sealing:
                 secret.release()
                 raise
         return secret
+
+    def unseal_into(
+        self, link: str, epoch: int, sealed: Sequence[tuple[tuple[Any, ...], bytes, bytes]], size: int, into: memoryview
+    ) -> list[int]:
+        """Unseal pieces of `size` bytes, given as (bound, sealed, wrapped), side by side; which do not unseal."""
+        try:
+            kek = self._kek(link, epoch, create=False)
+        except InvalidTag:
+            return list(range(len(sealed)))
+        failed = []
+        with SecretBuffer(KEY_BYTES) as key:
+            unwrap = AESGCM(memoryview(kek)).decrypt_into
+            for i, (bound, ciphertext, wrapped) in enumerate(sealed):
+                associated = _canonical(bound)
+                with memoryview(key) as data_key, into[i * size : (i + 1) * size] as piece:
+                    try:
+                        unwrap(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], associated, data_key)
+                        AESGCM(data_key).decrypt_into(ZERO_NONCE, ciphertext, associated, piece)
+                    except (InvalidTag, ValueError, TypeError):  # a piece of another length or type is no better
+                        failed.append(i)
+        return failed
 
     def forget(self) -> None:
         """Drop the cached KEKs: after a rollback, those just made are no longer in the file."""

@@ -16,13 +16,21 @@ from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
-from qkdnode.vault.records import DAMAGED, KEY_STATES, Chunk, Key, KnownAssociation, Record, Segment
+from qkdnode.vault.records import (
+    DAMAGED,
+    STATE_LETTERS,
+    Bundle,
+    Chunk,
+    KnownAssociation,
+    Record,
+    Segment,
+    delivered_both,
+)
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
-KEYS_AT_ONCE = 128
-_STATE = 1  # where a key's row has it
+_STATES, _FAR = 2, 3  # where the row of a Bundle has them
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
 
@@ -108,15 +116,6 @@ class Store:
         """The one value of a query that is no record's, such as a count."""
         return self.connection.execute(statement, values).fetchall()[0][0]
 
-    def find_keys(self, ids: Sequence[bytes]) -> dict[bytes, Key]:
-        """The verified keys among these ids that are in use."""
-        found: dict[bytes, Key] = {}
-        for i in range(0, len(ids), KEYS_AT_ONCE):
-            page = ids[i : i + KEYS_AT_ONCE]
-            keys = self.find(Key, f"id IN ({', '.join('?' * len(page))})", *page)
-            found.update((key.id, key) for key in keys)
-        return found
-
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
         with suppress(Aftermath):
@@ -129,16 +128,26 @@ class Store:
                 damage.record(self)
         return sound
 
-    def create(self, row: R, happened: str, outcome: str = "done", /, **details: Detail) -> R:
-        """Insert a row and journal its creation."""
-        row = replace(row, leaf=self._journal(row, happened, outcome, details))
+    def create(
+        self, row: R, happened: str, outcome: str = "done", named: Sequence[bytes] = (), /, **details: Detail
+    ) -> R:
+        """Insert a row and journal its creation; `named` are the ids of the keys that are concerned."""
+        row = replace(row, leaf=self._journal(row, happened, outcome, details, named))
         self.insert(row)
         return row
 
-    def change(self, row: R, happened: str, details: Mapping[str, Detail], outcome: str = "done", **changes: Any) -> R:
-        """Journal a transition of a verified row and write it."""
+    def change(
+        self,
+        row: R,
+        happened: str,
+        details: Mapping[str, Detail],
+        outcome: str = "done",
+        named: Sequence[bytes] = (),
+        **changes: Any,
+    ) -> R:
+        """Journal a transition of a verified row, or of the `named` keys in it, and write it."""
         generation = row.generation + 1  # type: ignore[attr-defined]
-        leaf = self._journal(row, happened, outcome, details)
+        leaf = self._journal(row, happened, outcome, details, named)
         self._count(row, -1)
         row = replace(row, generation=generation, leaf=leaf, **changes)
         self._count(row, 1)
@@ -162,16 +171,19 @@ class Store:
         """Delete a row that was journalled, or needs not be."""
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
-    def unseal(self, row: Key | Chunk | Segment) -> SecretBuffer:
+    def unseal(self, row: Chunk | Segment) -> SecretBuffer:
         """The secret of a verified row; the caller releases it."""
         try:
             return self.sealing.unseal(row.link, row.epoch, row.bound, row.sealed, row.wrapped)
         except InvalidTag:
-            raise self._damaged(type(row), self._key(row), "does not unseal", getattr(row, "state", None)) from None
+            raise self._damaged(type(row), self._key(row), "does not unseal") from None
 
-    def alarm(self, happened: str, subject: str, outcome: str, /, **details: Detail) -> int:
-        """Journal something that a person should look at."""
-        return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome)
+    def alarm(
+        self, happened: str, subject: str, outcome: str, named: Sequence[bytes] = (), /, **details: Detail
+    ) -> int:
+        """Journal something that a person should look at; `named` are the ids of the keys that are concerned."""
+        keys = self.sealing.pseudonyms(named)
+        return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome, keys)
 
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
@@ -187,10 +199,15 @@ class Store:
         self.sealing.forget()
 
     def _count(self, row: Record, by: int) -> None:
-        if isinstance(row, Key):
-            self._counts[row.state] += by
-            if row.delivered_ns is not None and row.delivered_remote_ns is not None:
-                self._counts[DELIVERED_BOTH] += by
+        if isinstance(row, Bundle):
+            self._count_keys(row.states, row.far, by)
+
+    def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
+        for state, letter in STATE_LETTERS.items():
+            if count := states.count(letter):
+                self._counts[state] += by * count
+        if both := delivered_both(states, far):
+            self._counts[DELIVERED_BOTH] += by * both
 
     def _rows(self, record: type[Record], statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
@@ -211,13 +228,16 @@ class Store:
             ((raw,),) = self.connection.execute(f"SELECT CAST({column} AS BLOB) FROM {where}", values)
             return raw.decode("utf-8", "replace")
 
-    def _journal(self, row: Record, happened: str, outcome: str, details: Mapping[str, Detail]) -> int:
+    def _journal(
+        self, row: Record, happened: str, outcome: str, details: Mapping[str, Detail], named: Sequence[bytes] = ()
+    ) -> int:
         subject = row.subject(self.sealing.pseudonym)
         assert subject is not None, f"{row.table} rows are not journalled"
         link = getattr(row, "link", None)
         topic = row.topic if link is None else f"{row.topic}.{link}"
         kind: type[Event] = row.event
-        return self.journal.record(kind, topic, happened, subject, details, outcome)
+        keys = self.sealing.pseudonyms(named)
+        return self.journal.record(kind, topic, happened, subject, details, outcome, keys)
 
     def _verified(self, record: type[R], row: tuple[Any, ...]) -> R:
         found = self._genuine(record, row)
@@ -233,22 +253,24 @@ class Store:
         except (TypeError, OverflowError):
             genuine = False
         if not genuine:
-            raise self._damaged(record, _key_of(record, row), "fails its authentication", row[_STATE])
+            raise self._damaged(record, _key_of(record, row), "fails its authentication", row)
         return record(*values)
 
     def _put_back(self, row: Record) -> Aftermath:
-        return self._damaged(type(row), self._key(row), "is an old state put back", getattr(row, "state", None))
+        return self._damaged(type(row), self._key(row), "is an old state put back", astuple(row))
 
-    def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str, was: Any = None) -> Aftermath:
-        shown = "/".join(self._shown(record, part) for part in key)
+    def _damaged(self, record: type[Record], key: tuple[Any, ...], what: str, row: tuple[Any, ...] = ()) -> Aftermath:
+        shown = "/".join(_shown(part) for part in key)
         name = f"{record.table}/{shown}"
 
         def set_aside(store: "Store") -> None:
             if record.set_aside is not None:
                 store.connection.execute(_statements(record).set_aside, (record.set_aside, *key))
-            if record is Key:
-                store._counts[DAMAGED] += 1
-                store._counts[was if was in KEY_STATES else DAMAGED] -= 1
+            if record is Bundle:
+                states, far = row[_STATES], row[_FAR]
+                if isinstance(states, bytes) and isinstance(far, bytes):
+                    store._count_keys(states, far, -1)
+                    store._counts[DAMAGED] += len(states)
             elif record.dropped:
                 store.connection.execute(_statements(record).delete, key)
             store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)
@@ -259,11 +281,6 @@ class Store:
             VaultDamagedError(f"record {name} of the vault {what}: {aside}; look for who wrote to the vault file"),
             set_aside,
         )
-
-    def _shown(self, record: type[Record], part: Any) -> str:
-        if isinstance(part, bytes):
-            return self.sealing.pseudonym(part) if record is Key else part[:16].hex()
-        return "".join(c if c.isprintable() else "?" for c in str(part)[:40])
 
     @staticmethod
     def _key(row: Record) -> tuple[Any, ...]:
@@ -298,6 +315,12 @@ def _update(record: type[Record], changed: tuple[str, ...]) -> str:
     listed = ", ".join(f"{name} = ?" for name in (*changed, "generation", "leaf", "mac"))
     where = " AND ".join(f"{name} = ?" for name in record.key)
     return f"UPDATE {record.table} SET {listed} WHERE {where}"
+
+
+def _shown(part: Any) -> str:
+    if isinstance(part, bytes):
+        return part[:16].hex()
+    return "".join(c if c.isprintable() else "?" for c in str(part)[:40])
 
 
 def _key_of(record: type[Record], row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -252,7 +252,7 @@ class Allocate(Message, frozen=True):
     batch: BatchId
     offset_bits: U64  # within the sender's half
     size_bits: Annotated[int, Meta(ge=8, le=65536)]
-    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 128)]
 
 
 class Allocated(Message, frozen=True):
@@ -298,6 +298,12 @@ class Goodbye(Message, frozen=True):
     drained: bool
 
 
+class Paused(Message, frozen=True):
+    """An operator has paused the sender's end, or lets it go on: while either end is paused Bob lists no Windows."""
+
+    paused: bool
+
+
 class Protection(Enum):
     """How a message is authenticated."""
 
@@ -339,12 +345,13 @@ KINDS: tuple[Kind, ...] = (
     Kind(31, BatchCommit, (ALICE,), Protection.SETTLING, 4 * KIB),
     Kind(32, BatchAnswer, (BOB,), Protection.SETTLING, 4 * KIB),
     Kind(40, Settled, EITHER, Protection.VAULT, 16 * KIB),
-    Kind(41, Allocate, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(41, Allocate, EITHER, Protection.VAULT, 4 * KIB),
     Kind(42, Allocated, EITHER, Protection.VAULT, 4 * KIB),
     Kind(43, Delivered, EITHER, Protection.VAULT, 32 * KIB),
     Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
     Kind(45, Subscription, EITHER, Protection.VAULT, 4 * KIB),
     Kind(46, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(47, Paused, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}

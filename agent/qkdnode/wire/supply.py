@@ -1,10 +1,11 @@
 """Messages between a node and the applications that it supplies, and the canonical bytes that are signed and sealed.
 
 An application agrees a session with Open and Accept, then both sides send Sealed messages only: a clear body, covered
-by the tag, and for a key its encryption. Integers are unsigned.
+by the tag, and for keys their encryption. Integers are unsigned.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from qkdnode.errors import RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.wire.messages import U64, Block16, Block32, Message, Name
 
-VERSION = 1
+VERSION = 2
 MLKEM_KEY_BYTES = 1184
 MLKEM_CIPHERTEXT_BYTES = 1088
 SIGNATURE_BYTES = 64
@@ -22,8 +23,10 @@ TAG_BYTES = 16
 MAX_CREDIT = 4096
 MAX_KEY_BITS = 65536
 MAX_IDS = 256
+MAX_KEYS = 128  # in one message
+MAX_MATERIAL_BYTES = MAX_KEY_BITS // 8  # in one message: one of the longest keys, or 128 keys of 512 bits
 MAX_BODY_BYTES = 8 * 1024
-MAX_SUPPLY_BYTES = MAX_BODY_BYTES + MAX_KEY_BITS // 8 + 1024
+MAX_SUPPLY_BYTES = MAX_BODY_BYTES + MAX_MATERIAL_BYTES + 1024
 
 T = TypeVar("T")
 
@@ -69,12 +72,12 @@ class Unknown(Message, frozen=True, tag=4):
 
 
 class Sealed(Message, frozen=True, tag=5):
-    """A message of a session: `body` in the clear and `sealed`, the encrypted key (or nothing) and the tag over all."""
+    """A message of a session: `body` in the clear and `sealed`: encrypted keys (or nothing) and the tag over all."""
 
     session: Session
     sequence: U64
     body: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
-    sealed: Annotated[bytes, Meta(min_length=TAG_BYTES, max_length=MAX_KEY_BITS // 8 + TAG_BYTES)]
+    sealed: Annotated[bytes, Meta(min_length=TAG_BYTES, max_length=MAX_MATERIAL_BYTES + TAG_BYTES)]
 
 
 class Subscribe(Message, frozen=True, tag=16):
@@ -112,10 +115,10 @@ class SubscribeRefused(Message, frozen=True, tag=33):
     reason: Reason
 
 
-class KeyBody(Message, frozen=True, tag=34):
-    """Node to application: what the sealed key is. The only body with an encryption beside it."""
+class KeysBody(Message, frozen=True, tag=34):
+    """Node to application: what the keys are that are sealed beside it, one after the other, all of one size."""
 
-    key_id: Block16
+    key_ids: Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_KEYS)]
     local: Name
     remote: Name
     link: Name
@@ -131,7 +134,7 @@ class Recorded(Message, frozen=True, tag=35):
 
 Outer = Open | Accept | Refused | Unknown | Sealed
 FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe
-FromNode = Subscribed | SubscribeRefused | KeyBody | Recorded
+FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded
 Body = FromApplication | FromNode
 
 _encoder = msgspec.msgpack.Encoder()
@@ -200,13 +203,19 @@ def accept_transcript(opening: bytes, signature: bytes, message: Accept) -> byte
     )
 
 
-def key_body(key_id: KeyId, association: Association, size_bits: int, key_class: str) -> KeyBody:
-    """The clear part of a key message."""
-    return KeyBody(key_id.bytes, association.local, association.remote, association.source, size_bits, key_class)
+def keys_in_a_message(size_bits: int) -> int:
+    """How many keys of a size one message carries at most."""
+    return min(MAX_KEYS, MAX_MATERIAL_BYTES * 8 // size_bits)
 
 
-def association_of(body: KeyBody) -> Association:
-    """The association of a key message, as the node that sent it sees it."""
+def keys_body(key_ids: Sequence[KeyId], association: Association, size_bits: int, key_class: str) -> KeysBody:
+    """The clear part of a message with keys."""
+    ids = tuple([key_id.bytes for key_id in key_ids])
+    return KeysBody(ids, association.local, association.remote, association.source, size_bits, key_class)
+
+
+def association_of(body: KeysBody) -> Association:
+    """The association of a message with keys, as the node that sent it sees it."""
     return Association(body.local, body.remote, body.link)
 
 

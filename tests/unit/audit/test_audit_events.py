@@ -63,6 +63,22 @@ def test_the_leaf_is_sorted_json_without_spaces() -> None:
     assert leaf == spelling(details={"a": "é", "z": 1})
 
 
+def test_a_leaf_names_keys_and_without_any_keeps_its_bytes() -> None:
+    named = event(keys=("k1", "k2"))
+    assert b'"keys":["k1","k2"],"kind"' in encode(named)
+    assert decode(encode(named)) == named
+    assert decode(encode(named)).keys == ("k1", "k2")
+    assert b"keys" not in encode(event())
+    assert not decode(encode(event())).keys
+
+
+def test_a_leaf_has_room_for_the_keys_of_a_bundle_under_their_pseudonyms() -> None:
+    keys = tuple(f"{number:032x}" for number in range(128))
+    assert len(encode(event(keys=keys, details={"bits": 256}))) < MAX_LEAF_BYTES // 2
+    with pytest.raises(AuditError, match="length <= 128"):
+        encode(event(keys=(*keys, "one more")))
+
+
 def test_the_order_of_details_does_not_matter() -> None:
     assert encode(event(details={"a": 1, "b": 2})) == encode(event(details={"b": 2, "a": 1}))
 
@@ -83,6 +99,11 @@ def test_the_order_of_details_does_not_matter() -> None:
         spelling(time_ns=-1),
         spelling(time_ns="1"),
         spelling(kind="key"),
+        spelling(keys=[]),
+        spelling(keys=None),
+        spelling(keys=[""]),
+        spelling(keys=[1]),
+        spelling(keys="k1"),
         spelling(kind="key.allocated\n"),
         spelling(outcome="done\n"),
         spelling(details={"n\n": 1}),

@@ -1,6 +1,7 @@
 """Somebody writes to the vault's file: what was altered or put back is named and never used, the rest serves on."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import apsw
@@ -17,6 +18,8 @@ from qkdnode.vault.requests import (
     NeighbourOutbox,
     NextSession,
     OpenKey,
+    OpenKeys,
+    Outstanding,
     PadsLeft,
     ReservePads,
     SettlePending,
@@ -49,32 +52,57 @@ def newest_kind(end: End) -> str:
     return end.vault.events_after(end.call(Status()).leaves - 1)[-1][1].kind
 
 
-@pytest.mark.parametrize("column", columns_of(records.Key))
-def test_a_key_with_any_column_altered_is_never_opened(pair: Pair, column: str) -> None:
+@pytest.mark.parametrize("column", columns_of(records.Bundle))
+def test_a_bundle_with_any_column_altered_opens_none_of_its_keys_and_the_others_serve(pair: Pair, column: str) -> None:
     pair.stock()
-    ids = pair.ready()
+    ids, others = pair.ready(), pair.ready()
     with pair.alice.tampering() as file:
-        alter(file, "keys", column, 1)
+        (first,) = file.execute("SELECT min(number) FROM bundles").fetchone()
+        alter(file, "bundles", column, first)
     for _ in range(2):
-        with pytest.raises(QkdnodeError):
-            contents(pair.alice, ids[0])
-    for key in ids[1:]:
+        for key in ids:
+            with pytest.raises(QkdnodeError):
+                contents(pair.alice, key)
+    for key in others:
         assert contents(pair.alice, key) == contents(pair.bob, key)
     listed = {row.key_id for row in pair.alice.call(ApplicationOutbox(application="payroll"))}
-    assert listed == set(ids[1:])
+    assert listed == set(others)
 
 
-def test_a_damaged_key_is_named_set_aside_and_journalled(pair: Pair) -> None:
+def test_a_damaged_bundle_is_named_set_aside_and_journalled(pair: Pair) -> None:
     pair.stock()
     ids = pair.ready()
     with pair.alice.tampering() as file:
-        alter(file, "keys", "sealed", 1)
-    with pytest.raises(VaultDamagedError, match=r"record keys/[0-9a-f]{32} of the vault fails its authentication"):
+        file.execute("UPDATE bundles SET states = x'727272', mac = zeroblob(32)")
+    with pytest.raises(VaultDamagedError, match=r"record bundles/\d+ of the vault fails its authentication"):
         contents(pair.alice, ids[0])
     assert newest_kind(pair.alice) == "record.damaged"
+    for key in ids:
+        with pytest.raises(QkdnodeError, match="no usable key"):
+            contents(pair.alice, key)
+    assert pair.alice.call(Status()).keys == {"damaged": 3}
+    assert pair.alice.call(Outstanding(association=HERE)) == 0
+
+
+@pytest.mark.parametrize(
+    "tampering", ["sealed = zeroblob(48)", "wrapped = x'00'", "sealed = x''", "place = place + 128"]
+)
+def test_one_damaged_key_is_set_aside_alone_and_journalled(pair: Pair, tampering: str) -> None:
+    pair.stock()
+    ids = pair.ready()
+    with pair.alice.tampering() as file:
+        file.execute(f"UPDATE keys SET {tampering} WHERE place = (SELECT min(place) + 1 FROM keys)")
+    with pytest.raises(VaultDamagedError, match=r"record keys/[0-9a-f]{32} of the vault does not unseal"):
+        pair.alice.call(OpenKeys(key_ids=ids, application="payroll"))
+    kinds = [event.kind for _, event in pair.alice.vault.events_after(pair.alice.call(Status()).leaves - 2)]
+    assert kinds == ["key.damaged", "record.damaged"]
     with pytest.raises(QkdnodeError, match="no usable key"):
-        contents(pair.alice, ids[0])
+        contents(pair.alice, ids[1])
+    opened = pair.alice.call(OpenKeys(key_ids=ids, application="payroll"))
+    opened.material.release()
+    assert opened.key_ids == (ids[0], ids[2])
     assert pair.alice.call(Status()).keys == {"ready": 2, "damaged": 1}
+    assert pair.alice.call(Outstanding(association=HERE)) == 2
 
 
 def put_back(end: End, table: str, change: Callable[[], object]) -> None:
@@ -90,12 +118,20 @@ def put_back(end: End, table: str, change: Callable[[], object]) -> None:
             file.execute(f"INSERT INTO {table} VALUES ({slots})", values)
 
 
-def test_a_delivered_key_put_back_is_not_supplied_again(pair: Pair) -> None:
+@pytest.mark.parametrize("tables", [("bundles", "keys"), ("bundles",), ("keys",)])
+def test_a_delivered_key_put_back_is_not_supplied_again(pair: Pair, tables: tuple[str, ...]) -> None:
     from test_vault_keys import delivered
 
     pair.stock()
     ids = pair.ready()
-    put_back(pair.alice, "keys", lambda: delivered(pair.alice, ids))
+
+    def deliver() -> None:
+        delivered(pair.alice, ids)
+
+    change = deliver
+    for table in tables:
+        change = partial(put_back, pair.alice, table, change)
+    change()
     assert pair.alice.call(ApplicationOutbox(application="payroll")) == ()
     with pytest.raises(QkdnodeError):
         contents(pair.alice, ids[0])
@@ -204,12 +240,25 @@ def test_an_altered_answer_to_the_peer_is_not_given(pair: Pair) -> None:
 
 def test_a_row_of_another_key_is_not_opened_in_its_place(pair: Pair) -> None:
     pair.stock()
-    first, second, _ = pair.ready()
+    first, _, _ = pair.ready()
     with pair.alice.tampering() as file:
-        file.execute("UPDATE keys SET id = x'00' WHERE id = ?", (first.bytes,))
-        file.execute("UPDATE keys SET id = ? WHERE id = ?", (first.bytes, second.bytes))
+        (place,) = file.execute("SELECT min(place) FROM keys").fetchone()
+        file.execute("DELETE FROM keys WHERE place = ?", (place,))
+        file.execute("UPDATE keys SET place = ? WHERE place = ?", (place, place + 1))
     with pytest.raises(VaultDamagedError):
         contents(pair.alice, first)
+
+
+def test_an_id_led_to_another_bundle_finds_no_key(pair: Pair) -> None:
+    pair.stock()
+    first, second = pair.ready(count=1), pair.ready(count=1)
+    with pair.alice.tampering() as file:
+        numbers = dict(file.execute("SELECT key_ids, number FROM bundles"))
+        head = int.from_bytes(first[0].bytes[:8], "big", signed=True)
+        file.execute("UPDATE key_heads SET bundle = ? WHERE head = ?", (numbers[second[0].bytes], head))
+    with pytest.raises(QkdnodeError, match="no usable key"):
+        contents(pair.alice, first[0])
+    assert contents(pair.alice, second[0])
 
 
 @pytest.mark.parametrize(
@@ -246,13 +295,14 @@ def test_a_lost_kek_makes_its_keys_useless_and_no_others(pair: Pair) -> None:
         pair.alice.call(OpenKey(key_id=ids[0], application="payroll"))
 
 
-def test_an_answer_for_a_damaged_key_readies_the_others(pair: Pair) -> None:
+def test_an_answer_for_a_damaged_bundle_is_taken_once_it_is_set_aside(pair: Pair) -> None:
     pair.stock()
-    ids = pair.allocate(pair.alice)
+    pair.allocate(pair.alice)
     (allocate,) = waiting(pair.alice)
     with pair.alice.tampering() as file:
-        alter(file, "keys", "mac", 2)
+        alter(file, "bundles", "mac", allocate.request)
     answer = AllocationAnswered(link=LINK, request=allocate.request, outcome="accepted")
     with pytest.raises(VaultDamagedError):
         pair.alice.call(answer)
-    assert pair.alice.call(answer) == (ids[0], ids[2])
+    assert pair.alice.call(answer) == ()
+    assert waiting(pair.alice) == []

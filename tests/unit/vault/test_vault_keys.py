@@ -1,23 +1,30 @@
 """Keys: allocated by one end, accepted by the other, opened and delivered by both."""
 
 import os
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
-from vaults import FIRST, HERE, LINK, End, Pair, contents, material_of, waiting
+from vaults import FIRST, HERE, LINK, PUBLIC, End, Pair, contents, material_of, waiting
 
+from qkdnode.audit.events import KeyEvent
+from qkdnode.audit.verifier import verify
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, BatchId, KeyId
+from qkdnode.vault.export_reader import export_audit
 from qkdnode.vault.requests import (
     AcceptAllocation,
     AllocateKeys,
     AllocationAnswered,
     ApplicationOutbox,
     Associate,
+    Checkpoint,
+    Delivery,
     KeysDelivered,
     NeighbourOutbox,
     OpenKey,
+    OpenKeys,
     OutboxCleared,
     Outstanding,
     PeerDelivered,
@@ -139,7 +146,7 @@ def test_a_request_number_with_other_content_is_refused_and_alarmed(pair: Pair) 
         {"remote": "nobody"},
         {"key_ids": b"x" * 32},
         {"key_ids": b"x" * 17},
-        {"key_ids": b"x" * 16 * 1025, "size_bits": 8},
+        {"key_ids": b"".join(bytes([i]) * 16 for i in range(129)), "size_bits": 8},
     ],
     ids=str,
 )
@@ -178,7 +185,7 @@ def test_a_taken_key_id_is_refused_by_either_end(pair: Pair) -> None:
     entropy = bytes(range(16))
     request = AllocateKeys(association=HERE, count=1, size_bits=256, entropy=entropy)
     pair.alice.call(request)
-    with pytest.raises(LocalProtocolError, match="new"):
+    with pytest.raises(LocalProtocolError, match="taken"):
         pair.alice.call(request)
     (allocate,) = waiting(pair.alice)
     accept(pair.bob, allocate)
@@ -243,9 +250,122 @@ def test_a_delivered_key_is_gone_and_stays_in_the_books(pair: Pair) -> None:
     with pytest.raises(VaultError, match="delivered"):
         contents(pair.alice, ids[0])
     with pair.alice.tampering() as file:
-        assert file.execute("SELECT sealed, wrapped FROM keys").fetchall() == [(None, None)] * 3
+        assert file.execute("SELECT * FROM keys").fetchall() == []
     assert pair.alice.call(ApplicationOutbox(application="payroll")) == ()
     assert pair.alice.call(Status()).keys == {"delivered": 3}
+
+
+def leaves_of(end: End, kind: str) -> list[KeyEvent]:
+    return [e for _, e in end.vault.events_after(0, 4000) if e.kind == kind and isinstance(e, KeyEvent)]
+
+
+def test_keys_of_one_request_take_one_leaf_for_each_step_and_the_leaf_names_them(pair: Pair) -> None:
+    pair.stock()
+    ids = pair.ready(count=128)
+    for end in pair.ends:
+        delivered(end, ids)
+    (allocated,), (ready,), (gone,) = (
+        leaves_of(pair.alice, f"key.{step}") for step in ("allocated", "ready", "delivered")
+    )
+    assert allocated.keys == ready.keys == gone.keys
+    assert len(set(allocated.keys or ())) == 128
+    assert {allocated.subject, ready.subject, gone.subject} == {f"bundle/{LINK}/{waiting_number(allocated, pair)}"}
+    assert gone.details == {"session": 7}
+    pair.alice.call(Checkpoint())
+    lines: list[str] = []
+    export_audit(pair.alice.path, lines.append)
+    assert verify(lines, PUBLIC).valid
+
+
+def waiting_number(allocated: KeyEvent, pair: Pair) -> int:
+    return next(at for at, event in pair.alice.vault.events_after(0, 4000) if event == allocated)
+
+
+def test_the_keys_of_a_bundle_go_each_their_own_way(pair: Pair) -> None:
+    pair.stock()
+    ids = pair.ready(count=10)
+    assert delivered(pair.alice, (ids[7], ids[2], ids[7], ids[3])) == 3
+    assert [event.keys and len(event.keys) for event in leaves_of(pair.alice, "key.delivered")] == [3]
+    left = [row.key_id for row in pair.alice.call(ApplicationOutbox(application="payroll"))]
+    assert left == [key for i, key in enumerate(ids) if i not in (2, 3, 7)]
+    for key in left:
+        assert contents(pair.alice, key) == contents(pair.bob, key)
+    with pytest.raises(VaultError, match="delivered"):
+        contents(pair.alice, ids[3])
+    told = PeerDelivered(link=LINK, application="ledger", key_ids=(ids[2], ids[4]))
+    assert pair.alice.call(told) == 2
+    assert pair.alice.call(Outstanding(association=HERE)) == 9
+    assert delivered(pair.alice, ids) == 7
+    assert pair.alice.call(Outstanding(association=HERE)) == 8
+    assert pair.alice.call(Status()).keys_delivered_both == 2
+    assert pair.alice.call(ApplicationOutbox(application="payroll")) == ()
+
+
+def test_the_outbox_is_read_by_association_and_size_in_pages(pair: Pair) -> None:
+    pair.stock(bits_out=300_000)
+    other = Association("payroll", "mail", LINK)
+    for end, association in zip(pair.ends, (other, other.mirrored()), strict=True):
+        end.associate(association)
+    small = pair.ready(count=130, size_bits=128)
+    pair.alice.call(AllocateKeys(association=other, count=2, size_bits=128, entropy=os.urandom(32)))
+    pair.exchange()
+    large = pair.ready(count=3)
+    delivered(pair.alice, small[1:127])
+
+    def read(limit: int, **which: Any) -> list[KeyId]:
+        found: list[Delivery] = []
+        after = 0
+        while rows := pair.alice.call(ApplicationOutbox(application="payroll", after=after, limit=limit, **which)):
+            found += rows
+            after = rows[-1].number
+        return [row.key_id for row in found]
+
+    kept = [small[0], *small[127:]]
+    for limit in (1, 2, 256):
+        assert read(limit, association=HERE, size_bits=128) == kept
+        assert read(limit, association=HERE, size_bits=256) == list(large)
+        assert len(read(limit, association=other, size_bits=128)) == 2
+        assert len(read(limit)) == 9
+    assert read(5, association=HERE.mirrored()) == []
+
+
+def test_many_keys_are_opened_at_once_side_by_side(pair: Pair) -> None:
+    pair.stock()
+    first, second = pair.ready(count=3), pair.ready(count=4)
+    wanted = (first[2], second[0], first[0])
+    for end in pair.ends:
+        opened = end.call(OpenKeys(key_ids=wanted, application=end.association.local))
+        assert set(opened.key_ids) == set(wanted)
+        assert opened.size_bits == 256
+        with opened.material, memoryview(opened.material) as view:
+            pieces = [view[i : i + 32].tobytes() for i in range(0, 96, 32)]
+        assert pieces == [contents(end, key) for key in opened.key_ids]
+    delivered(pair.alice, first)
+    opened = pair.alice.call(OpenKeys(key_ids=(*first, second[1], UUID(int=9)), application="payroll"))
+    opened.material.release()
+    assert opened.key_ids == (second[1],)
+
+
+def test_what_cannot_be_opened_at_once_is_refused_with_its_reason(pair: Pair) -> None:
+    pair.stock()
+    pair.alice.associate(Association("mail", "mail", LINK))
+    ids, large = pair.ready(), pair.ready(count=1, size_bits=512)
+
+    def opened(*key_ids: KeyId, application: str = "payroll") -> None:
+        pair.alice.call(OpenKeys(key_ids=key_ids, application=application))
+
+    with pytest.raises(LocalProtocolError, match="different sizes"):
+        opened(*ids, *large)
+    for count in (0, 129):
+        with pytest.raises(LocalProtocolError, match="1 to 128"):
+            opened(*[UUID(int=i) for i in range(count)])
+    with pytest.raises(VaultError, match="none is ready"):
+        opened(UUID(int=1))
+    before = len(pair.alice.vault.events_after(0, 4000))
+    with pytest.raises(AccessDeniedError, match="mail"):
+        opened(*ids, application="mail")
+    (denial,) = [event for _, event in pair.alice.vault.events_after(before, 1000)]
+    assert (denial.kind, denial.outcome) == ("key.denied", "refused")
 
 
 def test_only_a_ready_key_is_delivered(pair: Pair) -> None:
@@ -305,6 +425,7 @@ def test_more_keys_than_one_message_carries_go_in_several(pair: Pair) -> None:
     pair.stock(bits_out=8192 * 3 + 4096)
     ids = pair.ready(pair.alice, 1100, 8)
     assert delivered(pair.bob, ids) == 1100
+    assert pair.bob.call(Status()).keys == {"delivered": 1100}
     numbers = [entry.number for entry in pair.bob.call(NeighbourOutbox(link=LINK))]
     assert len(set(numbers)) == 2
     assert sorted(numbers) == numbers

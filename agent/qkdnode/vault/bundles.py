@@ -1,0 +1,271 @@
+"""Bundles: up to 128 keys cut together, in one protected row. The keys' ciphertexts stand beside it, a row each.
+
+A key is found by its id through `key_heads`, which proves nothing: the verified row of the Bundle says whether it holds
+the key and in which state. A key that is delivered or burnt loses its ciphertext and its data key at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from struct import unpack
+from typing import Any
+
+import msgspec
+
+from qkdnode.audit.events import Detail
+from qkdnode.errors import LocalProtocolError, VaultDamagedError
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.records import (
+    DAMAGED,
+    HELD,
+    ID_BYTES,
+    KEYS_PER_BUNDLE,
+    POLICY_VERSION,
+    READY,
+    STATE_LETTERS,
+    Bundle,
+    KnownAssociation,
+    outstanding,
+    unpack_batch,
+)
+from qkdnode.vault.store import Aftermath, Store
+
+_AT_ONCE = 128  # ids in one statement
+_SOUND = f"state = '{HELD}'"
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Keys cut side by side from one half of a Batch."""
+
+    link: str
+    batch: bytes
+    half: str
+    offset_bits: int
+    size_bits: int
+    key_ids: bytes
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """Some keys of one verified Bundle, by their places in it."""
+
+    bundle: Bundle
+    places: list[int]
+
+    def ids(self) -> list[bytes]:
+        """Their ids."""
+        return [self.bundle.key_id(place) for place in self.places]
+
+
+def make(
+    store: Store, association: KnownAssociation, cut: Cut, state: str, material: SecretBuffer, *, own: bool
+) -> Bundle:
+    """Seal freshly cut keys, ALLOCATED or READY, as one Bundle; the material stays the caller's."""
+    ids = split(cut.key_ids)
+    if not 1 <= len(ids) <= KEYS_PER_BUNDLE:
+        raise LocalProtocolError(f"a Bundle of {len(ids)} keys cannot be: it holds 1 to {KEYS_PER_BUNDLE}")
+    if len(set(ids)) < len(ids) or taken(store, ids):
+        raise LocalProtocolError("a key id is taken: each key needs a new one")
+    size, now, number, is_ready = cut.size_bits // 8, store.now_ns, store.journal.size, state == READY
+    states, far = bytes([STATE_LETTERS[state]]) * len(ids), bytes(len(ids))
+    row = Bundle(
+        number=number,
+        state=HELD,
+        states=states,
+        far=far,
+        key_ids=cut.key_ids,
+        class_=association.class_,
+        association=association.number,
+        application=association.local,
+        link=cut.link,
+        binding=association.binding,
+        agent=store.node,
+        policy=POLICY_VERSION,
+        size_bits=cut.size_bits,
+        batch=cut.batch,
+        half=cut.half,
+        offset_bits=cut.offset_bits,
+        own=int(own),
+        outstanding=len(ids) if own else 0,
+        delivery=number if is_ready else None,
+        allocated_ns=now,
+        ready_ns=now if is_ready else None,
+        delivered_ns=None,
+        delivered_remote_ns=None,
+        ended_ns=None,
+        epoch=store.epoch,
+        version=1,
+    )
+    with memoryview(material) as view:
+        bounds = [row.bound(place) for place in range(len(ids))]
+        sealed = store.sealing.seal(cut.link, row.epoch, bounds, view, size)
+    first = number * KEYS_PER_BUNDLE
+    store.connection.executemany(
+        "INSERT INTO keys VALUES (?, ?, ?)",
+        [(first + place, its.sealed, its.wrapped) for place, its in enumerate(sealed)],
+    )
+    store.connection.executemany(
+        "INSERT OR IGNORE INTO key_heads VALUES (?, ?)", [(head, number) for head in sorted(_heads(ids))]
+    )
+    details: dict[str, Detail] = {
+        "association": store.sealing.pseudonym(association.binding),
+        "batch": str(unpack_batch(cut.batch)),
+        "offset": cut.offset_bits,
+        "bits": cut.size_bits,
+    }
+    return store.create(row, f"key.{state}", "done", ids, **details)
+
+
+def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
+    """The verified Bundles that hold any of these ids, with the places of those; damaged keys and unknown ids are not
+    among them."""
+    wanted = dict.fromkeys(ids)
+    found = []
+    for bundle in _holding(store, list(wanted)):
+        held = {key_id: place for place, key_id in enumerate(split(bundle.key_ids))}
+        damaged = STATE_LETTERS[DAMAGED]
+        places = [held[i] for i in wanted if i in held and bundle.states[held[i]] != damaged]
+        if places:
+            found.append(Chosen(bundle, places))
+    return found
+
+
+def taken(store: Store, ids: Sequence[bytes]) -> bool:
+    """Whether any of these ids was ever a key's."""
+    numbers = _numbers(store, ids)
+    if not numbers:
+        return False
+    statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
+    rows: list[Any] = store.connection.execute(statement, numbers).fetchall()
+    return not {key_id for (held,) in rows for key_id in split(held)}.isdisjoint(ids)
+
+
+def move(
+    store: Store,
+    chosen: Chosen,
+    state: str,
+    happened: str,
+    details: Mapping[str, Detail],
+    outcome: str = "done",
+    **times: int,
+) -> Bundle:
+    """Take some keys of a Bundle into another state: one change, one leaf."""
+    bundle = chosen.bundle
+    states = bundle.with_states(chosen.places, state)
+    changes: dict[str, Any] = {"states": states, **times}
+    if bundle.own:
+        changes["outstanding"] = outstanding(states, bundle.far)
+    if state == READY:
+        changes["delivery"] = store.journal.size
+    elif bundle.delivery is not None and STATE_LETTERS[READY] not in states:
+        changes["delivery"] = None
+    return store.change(bundle, happened, details, outcome, chosen.ids(), **changes)
+
+
+def destroy(store: Store, chosen: Chosen) -> None:
+    """Delete the ciphertexts and data keys of some keys; the change of state is journalled beside it."""
+    first, places = chosen.bundle.number * KEYS_PER_BUNDLE, sorted(chosen.places)
+    if places[-1] - places[0] + 1 == len(places):
+        store.connection.execute(
+            "DELETE FROM keys WHERE place BETWEEN ? AND ?", (first + places[0], first + places[-1])
+        )
+    else:
+        store.connection.executemany("DELETE FROM keys WHERE place = ?", [(first + place,) for place in places])
+
+
+def mark_far(store: Store, chosen: Chosen) -> Bundle:
+    """The application at the far end has these keys."""
+    bundle = chosen.bundle
+    far = bytearray(bundle.far)
+    for place in chosen.places:
+        far[place] = 1
+    changes: dict[str, Any] = {"far": bytes(far), "delivered_remote_ns": store.now_ns}
+    if bundle.own:
+        changes["outstanding"] = outstanding(bundle.states, changes["far"])
+    return store.change(bundle, "key.delivered_remote", {}, named=chosen.ids(), **changes)
+
+
+def unseal(store: Store, chosen: Sequence[Chosen]) -> SecretBuffer:
+    """Keys of one size, side by side in a buffer of the caller's.
+
+    Those that do not unseal are set aside, each alone, and VaultDamagedError is raised.
+    """
+    size = chosen[0].bundle.size_bits // 8
+    count = sum(len(one.places) for one in chosen)
+    material = SecretBuffer(size * count)
+    damaged, done = [], 0
+    try:
+        with memoryview(material) as view:
+            for one in chosen:
+                bundle, end = one.bundle, done + size * len(one.places)
+                with view[done:end] as into:
+                    pieces = _sealed(store, one)
+                    failed = store.sealing.unseal_into(bundle.link, bundle.epoch, pieces, size, into)
+                if failed:
+                    damaged.append(Chosen(bundle, [one.places[i] for i in failed]))
+                done = end
+        if damaged:
+            raise _damage(store, damaged)
+    except BaseException:
+        material.release()
+        raise
+    return material
+
+
+def split(key_ids: bytes) -> list[bytes]:
+    """The ids, one by one."""
+    return [key_ids[i : i + ID_BYTES] for i in range(0, len(key_ids), ID_BYTES)]
+
+
+def _sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, bytes]]:
+    bundle = chosen.bundle
+    first = bundle.number * KEYS_PER_BUNDLE
+    rows = store.connection.execute(
+        "SELECT place, sealed, wrapped FROM keys WHERE place BETWEEN ? AND ?",
+        (first + min(chosen.places), first + max(chosen.places)),
+    )
+    held = {place - first: (sealed, wrapped) for place, sealed, wrapped in rows}
+    return [(bundle.bound(place), *held.get(place, (b"", b""))) for place in chosen.places]
+
+
+def _damage(store: Store, damaged: list[Chosen]) -> Aftermath:
+    names = [store.sealing.pseudonym(key_id) for one in damaged for key_id in one.ids()]
+
+    def set_aside(store: Store) -> None:
+        for one in damaged:
+            bundle = store.get(Bundle, one.bundle.number)
+            if bundle is not None:
+                move(store, Chosen(bundle, one.places), DAMAGED, "key.damaged", {}, "set_aside")
+        for name in names:
+            store.alarm("record.damaged", f"record/keys/{name}", "set_aside", reason="does not unseal")
+
+    listed = ", ".join(f"keys/{name}" for name in names[:4]) + (f" and {len(names) - 4} more" * (len(names) > 4))
+    return Aftermath(
+        VaultDamagedError(
+            f"record {listed} of the vault does not unseal: it was set aside; look for who wrote to the vault file"
+        ),
+        set_aside,
+    )
+
+
+def _holding(store: Store, ids: list[bytes]) -> list[Bundle]:
+    numbers = _numbers(store, ids)
+    if not numbers:
+        return []
+    return store.find(Bundle, f"number IN ({_slots(numbers)}) ORDER BY number", *numbers)
+
+
+def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
+    """Bundles that may hold some of these ids."""
+    numbers: set[int] = set()
+    heads = _heads(ids)
+    for i in range(0, len(heads), _AT_ONCE):
+        page = heads[i : i + _AT_ONCE]
+        statement = f"SELECT DISTINCT bundle FROM key_heads WHERE head IN ({_slots(page)})"
+        numbers.update(number for (number,) in store.connection.execute(statement, page))
+    return sorted(numbers)
+
+
+def _heads(ids: Sequence[bytes]) -> list[int]:
+    return list(unpack(">" + "q8x" * len(ids), b"".join(ids)))
+
+
+def _slots(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

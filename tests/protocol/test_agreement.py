@@ -1,0 +1,206 @@
+"""What the agreement asks of its vault and says to its peer, in virtual time, with both played by the test."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+from virtual_time import VirtualTimeLoop
+
+from qkdnode.errors import DiskFullError
+from qkdnode.ids import ALICE, Association, BatchId
+from qkdnode.link import agreement
+from qkdnode.link.agreement import Agreement, LocalSubscription
+from qkdnode.link.surroundings import Surroundings
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault import requests as ask
+from qkdnode.wire.messages import NOT_SETTLED, Allocate, Allocated, Delivered, Message, Received, Subscription
+
+HERE = Association("payroll", "ledger", "line")
+
+
+class End:
+    """A link that is open, a vault that answers from a table, and what came of it, each with its moment."""
+
+    name, role, is_open, starved = "line", ALICE, True, False
+
+    def __init__(self) -> None:
+        self.loop = VirtualTimeLoop()
+        self.said: list[tuple[float, Message]] = []
+        self.asked: list[tuple[float, Any]] = []
+        self.alarms: list[str] = []
+        self.told: list[str] = []
+        self.outbox: list[ask.OutboxEntry] = []
+        self.outstanding = 0
+        self.refused: set[int] = set()
+        self.answers: dict[type[Any], Callable[[Any], Any]] = {
+            ask.Outstanding: lambda request: self.outstanding,
+            ask.NeighbourOutbox: lambda request: tuple(
+                [entry for entry in self.outbox if entry.number > request.after][: request.limit]
+            ),
+            ask.AllocateKeys: self._allocate,
+            ask.UnannouncedReady: lambda request: (),
+            ask.PeerDelivered: lambda request: len(request.key_ids),
+            ask.AllocationAnswered: lambda request: (),
+            ask.OutboxCleared: lambda request: None,
+            ask.AcceptAllocation: lambda request: "accepted",
+        }
+        self.around = Surroundings(
+            ask=self._ask,
+            draw=SecretBuffer,
+            alarm=lambda code, subject, detail: self.alarms.append(code),
+            record=lambda kind, subject, details: None,
+            notify_supply=self.told.append,
+            monotonic_ns=lambda: round(self.loop.time() * 1e9),
+            log=None,
+        )
+        self.agreement = Agreement(self)
+
+    def _allocate(self, request: ask.AllocateKeys) -> tuple[UUID, ...]:
+        self.outstanding += request.count
+        return ()
+
+    async def _ask(self, request: Any) -> Any:
+        self.asked.append((self.loop.time(), request))
+        await asyncio.sleep(0.001)
+        number = getattr(getattr(request, "allocate", request), "request", None)
+        if number in self.refused:
+            raise DiskFullError("the disk is full")
+        return self.answers[type(request)](request)
+
+    def send_soon(self, message: Message) -> None:
+        self.said.append((self.loop.time(), message))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.loop.create_task(work)
+
+    def add_segment(self, segment: ask.SegmentState) -> None: ...
+
+    async def measure_pool(self) -> None: ...
+
+    def play(self, seconds: float, *steps: tuple[float, Callable[[], Any]]) -> "End":
+        """Run for so long; do these things at their moments."""
+
+        async def run() -> None:
+            running = asyncio.create_task(self.agreement.run())
+            for at, step in steps:
+                await asyncio.sleep(at - self.loop.time())
+                step()
+            await asyncio.sleep(seconds - self.loop.time())
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        try:
+            self.loop.run_until_complete(run())
+        finally:
+            self.loop.close()
+        return self
+
+    def subscribe(self, credit: int) -> None:
+        self.agreement.take(Subscription("ledger", "payroll", True, 256, credit))
+        self.agreement.subscribed(LocalSubscription(HERE, True, 256, credit))
+
+    def of(self, kind: type[Any]) -> list[tuple[float, Any]]:
+        return [(at, one) for at, one in self.asked + self.said if isinstance(one, kind)]
+
+
+def allocate(number: int) -> Allocate:
+    return Allocate(number, "ledger", "payroll", BatchId(1, 1), 0, 256, bytes(16))
+
+
+def test_notices_that_come_together_are_journalled_together_and_answered_in_one_message() -> None:
+    end = End()
+    notices = [Delivered(number, "ledger", bytes(16 * number)) for number in (1, 2, 3)]
+    end.play(0.5, (0.1, lambda: [end.agreement.take(notice) for notice in notices]))
+    asked = end.of(ask.PeerDelivered)
+    assert [(round(at, 3), len(one.key_ids)) for at, one in asked] == [(0.1, 1), (0.1, 2), (0.1, 3)]
+    assert [one for _, one in end.of(Received)] == [Received((1, 2, 3))]
+
+
+def test_what_one_refused_request_says_holds_up_no_other() -> None:
+    end = End()
+    end.refused = {2}
+    end.play(0.5, (0.1, lambda: [end.agreement.take(allocate(number)) for number in (1, 2, 3)]))
+    assert [one.request for _, one in end.of(Allocated)] == [1, 3]
+    assert end.alarms == ["DISK_FULL"]
+    assert end.told == ["payroll"]
+
+
+def test_receipts_that_come_together_clear_together() -> None:
+    end = End()
+    end.play(0.5, (0.1, lambda: [end.agreement.take(Received((number, number + 10))) for number in (1, 2)]))
+    assert [one.numbers for _, one in end.of(ask.OutboxCleared)] == [(1, 11, 2, 12)]
+
+
+def test_messages_of_several_kinds_keep_their_order() -> None:
+    end = End()
+    messages = [allocate(1), Delivered(2, "ledger", bytes(16)), allocate(3)]
+    end.play(0.5, (0.1, lambda: [end.agreement.take(message) for message in messages]))
+    kinds = [type(one) for _, one in end.asked if isinstance(one, ask.AcceptAllocation | ask.PeerDelivered)]
+    assert kinds == [ask.AcceptAllocation, ask.PeerDelivered, ask.AcceptAllocation]
+
+
+def test_much_room_is_allocated_at_once_and_little_room_waits_for_more() -> None:
+    end = End()
+
+    def acknowledged(count: int) -> None:
+        end.outstanding -= count
+        end.agreement.wake()
+
+    end.play(
+        1.0,
+        (0.1, lambda: end.subscribe(1024)),
+        (0.3, lambda: acknowledged(20)),
+        (0.315, lambda: acknowledged(5)),
+        (0.5, lambda: acknowledged(agreement.TOGETHER)),
+    )
+    counts = [(at, one.count) for at, one in end.of(ask.AllocateKeys)]
+    assert [count for _, count in counts] == [512, 25, agreement.TOGETHER]
+    assert 0.3 + agreement.GATHER_S <= counts[1][0] <= 0.3 + 3 * agreement.GATHER_S
+
+
+def test_half_of_what_may_be_outstanding_is_allocated_at_once_however_little_it_is() -> None:
+    end = End()
+
+    def acknowledged() -> None:
+        end.outstanding -= 2
+        end.agreement.wake()
+
+    end.play(1.0, (0.1, lambda: end.subscribe(8)), (0.3, acknowledged))
+    assert [(round(at, 2), one.count) for at, one in end.of(ask.AllocateKeys)] == [(0.1, 4), (0.3, 2)]
+
+
+def test_little_room_without_applications_keeps_nobody_busy() -> None:
+    end = End()
+
+    def leave() -> None:
+        end.outstanding -= 1
+        end.agreement.wake()
+
+    gone = LocalSubscription(HERE, False, 0, 0)
+    end.play(20.0, (0.1, lambda: end.subscribe(1024)), (0.3, leave), (0.31, lambda: end.agreement.subscribed(gone)))
+    assert len([at for at, _ in end.of(ask.NeighbourOutbox) if at > 1.0]) < 40
+
+
+def test_an_entry_is_sent_once_and_again_after_a_while() -> None:
+    end = End()
+    end.outbox = [ask.OutboxEntry(number, Delivered(number, "payroll", bytes(16))) for number in range(1, 151)]
+    end.play(2 * agreement.RESEND_S, (0.1, lambda: end.outbox.append(ask.OutboxEntry(200, allocate(200)))))
+    sent = end.of(Delivered)
+    assert [one.notice for _, one in sent[:150]] == list(range(1, 151))
+    assert len(sent) == 300
+    assert min(at for at, _ in sent[150:]) > agreement.RESEND_S
+    assert len([at for at, one in end.of(Allocate) if at < agreement.RESEND_S]) == 1
+
+
+def test_a_request_that_is_not_settled_at_the_peer_is_sent_again_soon() -> None:
+    end = End()
+    end.outbox = [ask.OutboxEntry(number, allocate(number)) for number in (5, 6)]
+    end.play(
+        3.0,
+        (1.5, lambda: end.agreement.take(Allocated(5, NOT_SETTLED))),
+        (1.6, lambda: end.agreement.wake()),
+    )
+    sent = [(at, one.request) for at, one in end.of(Allocate)]
+    assert [number for _, number in sent] == [5, 6, 5]
+    assert 1.5 + agreement.RETRY_S <= sent[-1][0] < 3.0
