@@ -36,6 +36,7 @@ class LinkEnd:
                 ask=self.ask,
                 draw=SecretBuffer,
                 alarm=lambda code, subject, detail: self.alarms.append(code),
+                clear=lambda code, subject: None,
                 record=lambda kind, subject, details: None,
                 notify_supply=lambda application: None,
                 monotonic_ns=lambda: 0,

@@ -174,7 +174,10 @@ class World:
     def __init__(self, **limits: object) -> None:
         self.draws = np.random.default_rng(99)
         self.quality = LinkQuality(
-            Limits(**limits), p_z=P_Z, window_slots=WINDOW_SLOTS, window_s=WINDOW_S  # type: ignore[arg-type]
+            Limits(**limits),
+            p_z=P_Z,
+            window_slots=WINDOW_SLOTS,
+            window_s=WINDOW_S,  # type: ignore[arg-type]
         )
         self.rate = 0.04
         self.detectors = np.array([0.425, 0.425, 0.075, 0.075])

@@ -25,6 +25,7 @@ from qkdnode.node.control import NodeControl
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
+from qkdnode.node.vigil import Vigil
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
 from qkdnode.supply.server import SubscriptionState, SupplyServer
@@ -68,6 +69,7 @@ class Agent:
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._stopping = False
         self._refusals = Throttle(burst=10, per_s=0.1)
 
@@ -125,6 +127,7 @@ class Agent:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
         await self._start_control()
+        self._watching = asyncio.create_task(self._vigil().run(), name="vigil")
         self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
@@ -135,6 +138,7 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
+        watched += [task for task in (self._watching, self._recorder.keeper) if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -149,8 +153,9 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        if self._reading is not None:
-            self._reading.cancel()
+        for beside in (self._reading, self._watching):
+            if beside is not None:
+                beside.cancel()
         for link in self._links.values():
             link.link.stop_distilling()
             link.link.agreement.stop_allocating()
@@ -251,6 +256,17 @@ class Agent:
         )
         await self._supply.start(self._config.supply.listen)
 
+    def _vigil(self) -> Vigil:
+        return Vigil(
+            self._config.node.name,
+            self._config.alarms,
+            (self._base / self._config.node.vault).parent,
+            world=self._world,
+            recorder=self._recorder,
+            links=self._links,
+            has_entropy=lambda: self.entropy.healthy,
+        )
+
     async def _start_control(self) -> None:
         if self._config.control is None:
             return
@@ -344,6 +360,7 @@ class Agent:
 
     def _entropy_changed(self, healthy: bool) -> None:
         if healthy:
+            self._recorder.clear(AlarmCode.NO_ENTROPY)
             self._log.info("entropy pool healthy")
         elif not self._stopping:
             self._recorder.alarm(AlarmCode.NO_ENTROPY, "entropy pool", "no QRNG is healthy: random numbers are refused")
@@ -386,6 +403,6 @@ class Agent:
             "links": self._link_counts(),
             "keys_present": present,
             "keys_delivered": delivered,
-            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.all()}),
+            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.of_this_run()}),
             "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }

@@ -76,6 +76,11 @@ class Recorder:
         self._news.set()
         self._keeper = asyncio.create_task(self._keep_alarms(), name="alarms")
 
+    @property
+    def keeper(self) -> asyncio.Task[None] | None:
+        """The task that stores alarms, for whoever watches that it does not fail."""
+        return self._keeper
+
     async def _keep_alarms(self) -> None:
         """Store alarms as they come, and end those that are over by themselves."""
         while not self._is_ending:
@@ -100,9 +105,9 @@ class Recorder:
         if self.alarms.raise_(known, subject, detail):
             self._news.set()
 
-    def clear(self, code: str, subject: str | None = None) -> None:
-        """What an alarm was raised for is right again, about one subject or all."""
-        if self.alarms.clear(code, subject):
+    def clear(self, code: str, subject: str | None = None, *, quiet_ns: int = 0) -> None:
+        """What an alarm was raised for is right again, about one subject or all, where it was quiet for so long."""
+        if self.alarms.clear(code, subject, quiet_ns=quiet_ns):
             self._news.set()
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
@@ -147,7 +152,7 @@ class Recorder:
         self._is_ending = True
         self._news.set()
         if self._keeper is not None:
-            await self._keeper
+            await asyncio.gather(self._keeper, return_exceptions=True)
         await self.store_alarms(everything=True)
 
     def _report(self, alarm: Alarm) -> None:

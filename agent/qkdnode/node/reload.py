@@ -55,7 +55,7 @@ def compare(
         for operator in new_operators
         if (before := operators.named(operator.name)) is not None and before.identity != operator.identity
     ]
-    waiting = [name for name in ("node", "supply") if getattr(running, name) != getattr(read, name)]
+    waiting = [name for name in ("node", "supply", "alarms") if getattr(running, name) != getattr(read, name)]
     waiting += _changes("qrng", _by_serial(running.qrng), _by_serial(read.qrng))
     waiting += _changes("link", _by_name(running.link), _by_name(read.link))
     control = running.control

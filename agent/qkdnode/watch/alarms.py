@@ -274,11 +274,12 @@ class Alarms:
             self._report(entry.alarm)
         return entry.due(now)
 
-    def clear(self, code: str, subject: str | None = None) -> bool:
-        """It is right again, about one subject or all; whether that is to be stored at once."""
+    def clear(self, code: str, subject: str | None = None, *, quiet_ns: int = 0) -> bool:
+        """It is right again, about one subject or all, as far as it was quiet for so long; whether to store it now."""
         now, due = self._monotonic_ns(), False
         for (known, about), entry in self._entries.items():
-            if known == code and subject in (None, about) and entry.alarm.active:
+            is_meant = known == code and subject in (None, about) and now - entry.seen_ns >= quiet_ns
+            if is_meant and entry.alarm.active:
                 self._clear(entry)
                 due = due or entry.due(now)
         return due
@@ -303,9 +304,16 @@ class Alarms:
         """Every alarm that is known, cleared ones included, by the time of their first occurrence."""
         return tuple(sorted((entry.alarm for entry in self._entries.values()), key=lambda alarm: alarm.first_ns))
 
-    def is_active(self, code: str) -> bool:
-        """Whether an alarm of this code is not over."""
-        return any(known == code and entry.alarm.active for (known, _), entry in self._entries.items())
+    def of_this_run(self) -> tuple[Alarm, ...]:
+        """Those that occurred since the start."""
+        return tuple(entry.alarm for entry in self._entries.values() if not entry.restored)
+
+    def is_active(self, code: str, subject: str | None = None) -> bool:
+        """Whether an alarm of this code, about this subject or any, is not over."""
+        return any(
+            known == code and subject in (None, about) and entry.alarm.active
+            for (known, about), entry in self._entries.items()
+        )
 
     def look(self) -> None:
         """Time passes: end what has been quiet, and what is left of an earlier run and did not come again."""

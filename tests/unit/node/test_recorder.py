@@ -87,12 +87,13 @@ class Node:
     def fill_disk(self) -> None:
         pages = self.core._connection.execute("PRAGMA page_count").fetchall()[0][0]
         self.core._connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
-        with pytest.raises(DiskFullError):  # what is free inside of the file is used up too
-            while True:
-                self.run(self.ask(requests.RecordEvent(event=event(self.recorder, 16))))
-        with pytest.raises(DiskFullError):
-            while True:
-                self.run(self.ask(requests.RecordEvent(event=event(self.recorder, 0))))
+        for details in (16, 0):  # what is free inside of the file is used up too
+            with pytest.raises(DiskFullError):
+                self.run(self.write_until_it_fails(event(self.recorder, details)))
+
+    async def write_until_it_fails(self, filling: NodeEvent) -> None:
+        while True:
+            await self.ask(requests.RecordEvent(event=filling))
 
     def free_disk(self) -> None:
         self.core._connection.execute("PRAGMA max_page_count = 1000000").fetchall()
@@ -240,7 +241,12 @@ def test_a_device_that_streams_again_ends_its_alarms_and_gaps_are_journalled_as_
     assert states["DEVICE_LOST"] is states["DEVICE_UNUSABLE"] is AlarmState.CLEARED
     assert states["DEVICE_UNHEALTHY"] is states["DEVICE_GAP"] is AlarmState.RAISED
     kinds = [event.kind for event in node.leaves("device")]
-    assert kinds == ["device.device_lost", "device.device_unusable", "device.device_unhealthy", "device.device_restored"]
+    assert kinds == [
+        "device.device_lost",
+        "device.device_unusable",
+        "device.device_unhealthy",
+        "device.device_restored",
+    ]
     assert node.alarms()["DEVICE_GAP", "RX-1"].count == 100
 
 
