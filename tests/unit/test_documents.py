@@ -12,7 +12,7 @@ import pytest
 from qkdnode import config
 from qkdnode.config import AuthenticationSection, DistillSection, Section, decode_config
 from qkdnode.device.alarms import AlarmCode as DeviceAlarmCode
-from qkdnode.watch.alarms import AlarmCode
+from qkdnode.watch.alarms import KINDS, AlarmCode, Clearing
 from qkdnode.wire import supply
 from qkdnode.wire.messages import KINDS, Kind, Parameters
 
@@ -27,6 +27,11 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 FOLDERS = ("agent", "ext", "firmware_stubs", "hil", "tests", "docs", "distill", "authentication", "link")
 INSIDE_PACKAGE = ("distill", "authentication", "link")
 KIB = 1 << 10
+ENDS = {
+    Clearing.SIGNAL: "ends with its cause",
+    Clearing.QUIET: "ends by quiet",
+    Clearing.PERSON: "ends by a person",
+}
 
 
 def example() -> str:
@@ -118,7 +123,9 @@ def test_the_protocol_lists_every_supply_message_under_its_tag() -> None:
 
 @pytest.mark.parametrize("code", list(AlarmCode), ids=str)
 def test_every_alarm_has_its_row_in_the_operators_table(code: AlarmCode) -> None:
-    assert row_of(OPERATIONS.split("## Alarms")[1], code).count("|") == 4
+    row = row_of(OPERATIONS.split("## Alarms")[1], code)
+    assert row.count("|") == 4
+    assert f"| *{KINDS[code].severity}, {ENDS[KINDS[code].clearing]}:* " in row
 
 
 @pytest.mark.parametrize("code", list(DeviceAlarmCode), ids=str)
