@@ -12,7 +12,8 @@ import pytest
 from qkdnode import config
 from qkdnode.config import AuthenticationSection, DistillSection, Section, decode_config
 from qkdnode.device.alarms import AlarmCode as DeviceAlarmCode
-from qkdnode.watch.alarms import KINDS, AlarmCode, Clearing
+from qkdnode.watch.alarms import KINDS as ALARM_KINDS
+from qkdnode.watch.alarms import AlarmCode, Clearing
 from qkdnode.wire import supply
 from qkdnode.wire.messages import KINDS, Kind, Parameters
 
@@ -125,7 +126,7 @@ def test_the_protocol_lists_every_supply_message_under_its_tag() -> None:
 def test_every_alarm_has_its_row_in_the_operators_table(code: AlarmCode) -> None:
     row = row_of(OPERATIONS.split("## Alarms")[1], code)
     assert row.count("|") == 4
-    assert f"| *{KINDS[code].severity}, {ENDS[KINDS[code].clearing]}:* " in row
+    assert f"| *{ALARM_KINDS[code].severity}, {ENDS[ALARM_KINDS[code].clearing]}:* " in row
 
 
 @pytest.mark.parametrize("code", list(DeviceAlarmCode), ids=str)
