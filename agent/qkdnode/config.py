@@ -4,6 +4,7 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +17,9 @@ from qkdnode.errors import ConfigError
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}\Z")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
+TopicPattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.\*)?)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
+Positive = Annotated[float, Meta(gt=0.0, le=1e9)]  # and so finite, as every number must be
 UserId = Annotated[int, Meta(ge=0, lt=2**32)]
 Backend = Literal["emulated", "libusb"]
 
@@ -33,7 +35,7 @@ class EmulatedOptics(Section, frozen=True):
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    epoch_ns: Annotated[int, Meta(ge=0)]  # wall clock at slot 0
+    epoch_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]  # wall clock at slot 0
     slot_rate_hz: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 20_000_000
     p_z: Probability = 0.85  # transmitter
     receiver_p_z: Probability = 0.85
@@ -42,8 +44,8 @@ class EmulatedOptics(Section, frozen=True):
     loss_db: Annotated[float, Meta(ge=0.0, le=60.0)] = 5.5  # channel and detectors together
     misalignment: Probability = 0.015  # error probability of a detected signal photon
     dark_probability: Probability = 1e-6  # per detector and slot
-    dead_time_ns: Annotated[int, Meta(ge=0)] = 50
-    clock_offset_ns: int = 0  # receiver clock minus transmitter clock
+    dead_time_ns: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 50
+    clock_offset_ns: Annotated[int, Meta(ge=-(10**12), le=10**12)] = 0  # receiver clock minus transmitter clock
     eavesdrop: Probability = 0.0  # share of slots intercepted and resent
     eavesdrop_p_z: Probability | None = None  # Eve's probability of measuring the key basis; None: p_z
 
@@ -60,10 +62,11 @@ class EmulatedEntropy(Section, frozen=True):
     """An emulated QRNG: its seed and the defects of its raw stream."""
 
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    epoch_ns: Annotated[int, Meta(ge=0)]
+    epoch_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     bytes_per_second: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 1_000_000
     bias: Annotated[float, Meta(ge=-0.5, le=0.5)] = 0.01  # P(bit = 1) - 1/2
-    stuck_after_bytes: Annotated[int, Meta(ge=0)] | None = None  # from there on the raw stream repeats one byte
+    # from there on the raw stream repeats one byte
+    stuck_after_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class RootKeySource(Section, frozen=True):
@@ -162,8 +165,8 @@ class DistillSection(Section, frozen=True):
     qber_limit: Annotated[float, Meta(gt=0.0, lt=0.25)] = 0.08
     batch_bits: Annotated[int, Meta(ge=2**16, le=2**28)] = 4_000_000
     batch_max_bits: Annotated[int, Meta(ge=2**16, le=2**28)] = 16_000_000
-    batch_deadline_s: Annotated[float, Meta(gt=0.0)] = 900.0
-    dead_time_ns: Annotated[int, Meta(ge=0)] = 50
+    batch_deadline_s: Positive = 900.0
+    dead_time_ns: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 50
     profile: Literal["lan", "wan", "tight"] = "lan"
     click_share_limit: Probability = 0.005  # share of double and crossed clicks above which Bob alarms
 
@@ -179,8 +182,8 @@ class DistillSection(Section, frozen=True):
 class AuthenticationSection(Section, frozen=True):
     """How much authentication key a link keeps, in bits for sending at this end."""
 
-    reserve_bits: Annotated[int, Meta(ge=4_096)] = 65_536  # below it the link is STARVED: refill only
-    target_bits: Annotated[int, Meta(ge=8_192)] = 270_336  # Batches refill up to this
+    reserve_bits: Annotated[int, Meta(ge=4_096, le=2**40)] = 65_536  # below it the link is STARVED: refill only
+    target_bits: Annotated[int, Meta(ge=8_192, le=2**40)] = 270_336  # Batches refill up to this
 
 
 class LimitsSection(Section, frozen=True):
@@ -238,15 +241,66 @@ class AlarmsSection(Section, frozen=True):
     reserve_days: Annotated[float, Meta(ge=0.0)] = 1.0  # authentication key runs out sooner
 
 
+class EventsSection(Section, frozen=True):
+    """Where events are published, and how far back they are replayed: whichever limit is reached first."""
+
+    publish: Endpoint
+    replay: Endpoint
+    retention_events: Annotated[int, Meta(ge=1, le=2**53)] = 1_000_000  # newest entries of the audit log
+    retention_hours: Annotated[float, Meta(gt=0.0, le=876_000.0)] = 168.0
+
+
+class SubscriberSection(Section, frozen=True):
+    """An application or node that may have events, and of which topics."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision`
+    topics: Annotated[tuple[TopicPattern, ...], Meta(min_length=1, max_length=64)]
+
+
+class WatchSection(Section, frozen=True):
+    """Where the node shows its metrics and its health, over plain HTTP: to this machine only, unless told otherwise."""
+
+    listen: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[0-9]{1,5}\Z")] = "127.0.0.1:9464"
+    allow_remote: bool = False  # nothing there is secret, but anybody who reaches it can read it
+
+    def __post_init__(self) -> None:
+        host, port = self.address
+        if port > 65535:
+            raise ValueError(f"`watch.listen`: {port} is no port")
+        if not self.allow_remote and not _is_loopback(host):
+            raise ValueError(
+                f"`watch.listen` names {host}, which others can reach: give a loopback address, or set `allow_remote`"
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
     node: NodeSection
     supply: SupplySection | None = None
+    watch: WatchSection | None = None
     application: tuple[ApplicationSection, ...] = ()
     qrng: tuple[QrngSection, ...] = ()
     link: tuple[LinkSection, ...] = ()
     association: tuple[AssociationSection, ...] = ()
+    events: EventsSection | None = None
+    subscriber: tuple[SubscriberSection, ...] = ()
     control: ControlSection | None = None
     operator: tuple[OperatorSection, ...] = ()
     alarms: AlarmsSection = AlarmsSection()
@@ -257,6 +311,7 @@ class Config(Section, frozen=True):
             ("application", [application.name for application in self.application]),
             ("operator", [operator.name for operator in self.operator]),
             ("qrng", [qrng.serial for qrng in self.qrng]),
+            ("subscriber", [subscriber.name for subscriber in self.subscriber]),
             ("module of a link", [link.module.serial for link in self.link]),
         ):
             for name in names:
@@ -271,6 +326,8 @@ class Config(Section, frozen=True):
                 raise ValueError(f"`association.link` names {association.link!r}, which is no `link`")
         if applications and self.supply is None:
             raise ValueError("`application` needs a `supply` section")
+        if self.subscriber and self.events is None:
+            raise ValueError("`subscriber` needs an `events` section")
         if self.operator and self.control is None:
             raise ValueError("`operator` needs a `control` section")
         if self.link and not self.qrng:
@@ -281,8 +338,10 @@ def decode_config(text: str, where: str = "configuration") -> Config:
     """The configuration in a TOML text; ConfigError names what is wrong in it."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of tomllib, or of an integer with too many digits
         raise ConfigError(f"{where}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: arrays or tables nested too deep") from None
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:

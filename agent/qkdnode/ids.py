@@ -34,13 +34,14 @@ class BatchId(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 PROVISIONED = BatchId(0, 0)
+GREETING_KEY = BatchId(0, 1)  # the part of the provisioned key that no tag takes: it authenticates Greetings
 
 
 class PadAddress(msgspec.Struct, frozen=True, array_like=True, order=True):
     """128 bits of authentication key in the sender's half: the segment (one Batch's refill) and the index in it."""
 
     segment: BatchId
-    index: int
+    index: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
 
 class Association(msgspec.Struct, frozen=True):

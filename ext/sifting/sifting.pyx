@@ -44,7 +44,7 @@ cdef dict FAULTS = {
 }
 
 
-cdef class Borrowed:
+cdef class _Borrowed:
     """A buffer held for the length of one call."""
 
     cdef Py_buffer view
@@ -96,15 +96,15 @@ def list_detections(object slots, object patterns, object coins, uint32_t dead_s
     slots: uint32, rising, relative to the Window; patterns: uint8, bits Z0 Z1 X0 X1; coins: random bits, one per
     double click within a basis. Clicks within `dead_slots` after another click, and across bases, are left out.
     """
-    cdef Borrowed s = Borrowed(slots), p = Borrowed(patterns), c = Borrowed(coins)
+    cdef _Borrowed s = _Borrowed(slots), p = _Borrowed(patterns), c = _Borrowed(coins)
     cdef size_t n = <size_t>p.size()
     cdef qkn_sift_listing result
     cdef int status
     if s.size() != <Py_ssize_t>(4 * n):
         raise ValueError("slots and patterns differ in length")
     slot_list, bases, bits = bytearray(5 * n + 1), bytearray(bytes_for(n) + 1), WorkingBuffer(bytes_for(n) + 1)
-    cdef Borrowed sl = Borrowed(slot_list, PyBUF_WRITABLE), ba = Borrowed(bases, PyBUF_WRITABLE)
-    cdef Borrowed bi = Borrowed(bits, PyBUF_WRITABLE)
+    cdef _Borrowed sl = _Borrowed(slot_list, PyBUF_WRITABLE), ba = _Borrowed(bases, PyBUF_WRITABLE)
+    cdef _Borrowed bi = _Borrowed(bits, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_list(<const uint32_t *>s.view.buf, <const uint8_t *>p.view.buf, n, dead_slots,
                                <const uint8_t *>c.view.buf, 8 * <size_t>c.view.len, <uint8_t *>sl.view.buf,
@@ -154,7 +154,7 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
     choices: a nibble per slot of the Window (bit 0 basis, bit 1 value, bits 2-3 intensity). RemoteProtocolError if
     the list is malformed.
     """
-    cdef Borrowed sl = Borrowed(slots), ba = Borrowed(bases), ch = Borrowed(choices)
+    cdef _Borrowed sl = _Borrowed(slots), ba = _Borrowed(bases), ch = _Borrowed(choices)
     cdef qkn_sift_answer_t result
     cdef int status
     if ch.size() < <Py_ssize_t>((<size_t>window_slots + 1) // 2):
@@ -165,9 +165,9 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
         raise RemoteProtocolError("sifting: bases and events of the list differ in length")
     matched, answered, x_bits = bytearray(bytes_for(events) + 1), bytearray(bytes_for(2 * events) + 1), bytearray(bytes_for(events) + 1)
     z_bits, z_intensities = WorkingBuffer(bytes_for(events) + 1), bytearray(bytes_for(2 * events) + 1)
-    cdef Borrowed m = Borrowed(matched, PyBUF_WRITABLE), a = Borrowed(answered, PyBUF_WRITABLE)
-    cdef Borrowed x = Borrowed(x_bits, PyBUF_WRITABLE), z = Borrowed(z_bits, PyBUF_WRITABLE)
-    cdef Borrowed zi = Borrowed(z_intensities, PyBUF_WRITABLE)
+    cdef _Borrowed m = _Borrowed(matched, PyBUF_WRITABLE), a = _Borrowed(answered, PyBUF_WRITABLE)
+    cdef _Borrowed x = _Borrowed(x_bits, PyBUF_WRITABLE), z = _Borrowed(z_bits, PyBUF_WRITABLE)
+    cdef _Borrowed zi = _Borrowed(z_intensities, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_answer(<const uint8_t *>sl.view.buf, <size_t>sl.view.len, <const uint8_t *>ba.view.buf, events,
                                  <const uint8_t *>ch.view.buf, window_slots, intensities, <uint8_t *>m.view.buf,
@@ -195,8 +195,8 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
 
 def apply_answer(Listing listing, object matched, object intensities, object x_bits, unsigned intensity_count) -> Sifted:
     """Bob's sifted bits after Alice's answer; m_x are the errors in X. RemoteProtocolError if it does not fit the list."""
-    cdef Borrowed bi = Borrowed(listing.bits), ba = Borrowed(listing.bases), m = Borrowed(matched)
-    cdef Borrowed a = Borrowed(intensities), x = Borrowed(x_bits)
+    cdef _Borrowed bi = _Borrowed(listing.bits), ba = _Borrowed(listing.bases), m = _Borrowed(matched)
+    cdef _Borrowed a = _Borrowed(intensities), x = _Borrowed(x_bits)
     cdef size_t events = listing.events, matched_count = 0, x_count = 0
     cdef qkn_sift_outcome result
     cdef int status
@@ -210,7 +210,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
     if a.size() != <Py_ssize_t>bytes_for(2 * matched_count) or x.size() != <Py_ssize_t>bytes_for(x_count):
         raise RemoteProtocolError("sifting: the answer's intensities or X bits do not fit its matches")
     z_bits, z_intensities = WorkingBuffer(bytes_for(matched_count) + 1), bytearray(bytes_for(2 * matched_count) + 1)
-    cdef Borrowed z = Borrowed(z_bits, PyBUF_WRITABLE), zi = Borrowed(z_intensities, PyBUF_WRITABLE)
+    cdef _Borrowed z = _Borrowed(z_bits, PyBUF_WRITABLE), zi = _Borrowed(z_intensities, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_apply(<const uint8_t *>bi.view.buf, <const uint8_t *>ba.view.buf, events,
                                 <const uint8_t *>m.view.buf, <const uint8_t *>a.view.buf, <const uint8_t *>x.view.buf,
@@ -230,7 +230,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
 
 def copy_bits(object target, size_t target_bit, object source, size_t source_bit, size_t bits) -> None:
     """target[target_bit ...] = source[source_bit ... source_bit + bits); other bits of target are kept."""
-    cdef Borrowed t = Borrowed(target, PyBUF_WRITABLE), s = Borrowed(source)
+    cdef _Borrowed t = _Borrowed(target, PyBUF_WRITABLE), s = _Borrowed(source)
     if target_bit + bits > 8 * <size_t>t.size() or source_bit + bits > 8 * <size_t>s.size():
         raise ValueError("bits beyond the end of a buffer")
     with nogil:
@@ -239,7 +239,7 @@ def copy_bits(object target, size_t target_bit, object source, size_t source_bit
 
 def count_by_intensity(object mask, object intensities, size_t bits, unsigned intensity_count) -> tuple:
     """How many set bits of mask fall on each intensity (2-bit fields)."""
-    cdef Borrowed m = Borrowed(mask), a = Borrowed(intensities)
+    cdef _Borrowed m = _Borrowed(mask), a = _Borrowed(intensities)
     cdef uint64_t counts[4]
     if bits > 8 * <size_t>m.size() or 2 * bits > 8 * <size_t>a.size():
         raise ValueError("bits beyond the end of a buffer")

@@ -96,7 +96,9 @@ def fill(site: Site, keys: int) -> None:
     """Both vaults with so many keys for both applications, cut and undelivered."""
     vaults = {node: opened(site, node) for node in ENDS}
     for node, (local, remote, role, peer) in ENDS.items():
-        vaults[node].call(ask.OpenLink(link=LINK, role=role, peer=peer))
+        state = vaults[node].call(ask.OpenLink(link=LINK, role=role, peer=peer))
+        if state.greeting_key is not None:
+            state.greeting_key.release()
         header, material = load_pair(site.directory / f"{LINK}.{node}.pair")
         vaults[node].call(ask.ProvisionLink(link=LINK, role=role, peer=peer, pair=header.pair_id, material=material))
         association = Association(local, remote, LINK)

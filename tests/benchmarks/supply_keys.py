@@ -170,7 +170,9 @@ def put_in_stock(site: Site, keys: int, credit: int) -> None:
             clock_ns=time.time_ns,
             create=True,
         ) as vault:
-            vault.call(ask.OpenLink(link=LINK, role=role, peer=peer))
+            state = vault.call(ask.OpenLink(link=LINK, role=role, peer=peer))
+            if state.greeting_key is not None:
+                state.greeting_key.release()
             for number in range(1, each + 1):
                 batch = BatchId(1, number)
                 material = hashlib.shake_256(b"%d" % number).digest(bits // 8)

@@ -79,7 +79,7 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert "line" in olga.run("top", "--once")
     shown = olga.answer("keys", "list", "--limit", "3")
     assert [key["local"] for key in shown["keys"]] == ["app-a"] * 3
-    assert olga.answer("keys", "show", shown["keys"][0]["key_id"])["number"] == 1
+    assert olga.answer("keys", "show", shown["keys"][0]["key_id"]) == shown["keys"][0]
 
     olga.run("pause", "line")
     bob.wait_for("Bob paused", lambda line: line.get("links", {}).get("line", {}).get("state") == "PAUSED")

@@ -10,9 +10,11 @@ from qkdnode.errors import ConfigError
 
 Decoded = TypeVar("Decoded")
 
-# 40 characters of Z85 (ZeroMQ RFC 32) are 32 bytes; 44 of base64 likewise.
-CurveText = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}$")]
-Ed25519Text = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z+/]{43}=$")]
+# 40 characters of Z85 (ZeroMQ RFC 32) are 32 bytes; 44 of base64 likewise, the last of them without unused bits set: a
+# key has one spelling, for its text is signed and compared.
+CurveText = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+Ed25519Text = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z+/]{42}[AEIMQUYcgkosw048]=\Z")]
 
 
 class PublicIdentity(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -21,6 +23,11 @@ class PublicIdentity(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     name: Name
     curve: CurveText
     ed25519: Ed25519Text
+
+    def __post_init__(self) -> None:
+        for i in range(0, len(self.curve), 5):
+            if sum(_Z85.index(c) * 85**place for place, c in enumerate(reversed(self.curve[i : i + 5]))) >= 2**32:
+                raise ValueError("`curve` is not 32 bytes in Z85")
 
 
 class NodeIdentity(PublicIdentity, frozen=True, kw_only=True, tag="node"):
@@ -70,5 +77,5 @@ def _decode(decoder: msgspec.json.Decoder[Decoded], data: bytes, source: str) ->
         raise ConfigError(f"{source} is {len(data)} bytes long and no public identity: give the file NAME.public")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{source} is not a public identity ({error}): give the file NAME.public") from None

@@ -93,7 +93,7 @@ def decode(leaf: bytes) -> AnyEvent:
     try:
         event = _decoder.decode(leaf)
         canonical = _encoder.encode(event)
-    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise AuditError(f"not the leaf of an event: {error}") from None
     if canonical != leaf:
         raise AuditError(f"the leaf of {event.kind!r} is not in its canonical form")

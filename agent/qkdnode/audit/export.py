@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from qkdnode.audit import verifier
-from qkdnode.audit.merkle import leaf_hash
+from qkdnode.audit.merkle import HASH_BYTES, leaf_hash
 from qkdnode.errors import AuditUnreadableError
 
 
@@ -96,7 +96,10 @@ def _header(item: dict[str, str]) -> Header:
 
 
 def _leaf(item: dict[str, str]) -> Leaf:
-    return Leaf(item["leaf"].encode(), bytes.fromhex(item["hash"]))
+    digest = bytes.fromhex(item["hash"])
+    if len(digest) != HASH_BYTES or digest.hex() != item["hash"]:
+        raise ValueError(f"a hash is {2 * HASH_BYTES} lower-case hexadecimal digits")
+    return Leaf(item["leaf"].encode(), digest)
 
 
 def _checkpoint(item: dict[str, str]) -> SignedCheckpoint:

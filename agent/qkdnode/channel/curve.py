@@ -23,9 +23,12 @@ def curve_keypair() -> CurveKeys:
 
 
 def curve_public(secret: SecretBuffer) -> str:
-    """The public key of a secret key."""
+    """The public key of a secret key; ValueError if that is not 32 bytes in Z85."""
     with memoryview(secret) as view:
-        return zmq.curve_public(view.tobytes()).decode()
+        try:
+            return zmq.curve_public(view.tobytes()).decode()
+        except zmq.ZMQError:
+            raise ValueError("a CURVE secret key is 32 bytes in Z85") from None
 
 
 def secure_server(socket: "zmq.Socket[bytes]", keys: CurveKeys, domain: str) -> None:

@@ -105,16 +105,19 @@ def load_identity(path: Path | str) -> OwnIdentity:
     data = read_secret(path, MAX_FILE_BYTES)
     try:
         fields = msgspec.json.decode(data, type=SecretFile)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The decoder's message may quote the secret.
         raise ConfigError(f"{path} is not an identity: give the NAME.identity file that `provision` wrote") from None
     finally:
         wipe(data)
     seed = bytearray(base64.b64decode(fields.ed25519_secret))
+    curve_secret, signing_seed = SecretBuffer.copy_of(fields.curve_secret.encode()), SecretBuffer.copy_of(seed)
     try:
-        return _assemble(
-            fields.kind, fields.name, SecretBuffer.copy_of(fields.curve_secret.encode()), SecretBuffer.copy_of(seed)
-        )
+        return _assemble(fields.kind, fields.name, curve_secret, signing_seed)
+    except ValueError as error:
+        curve_secret.release()
+        signing_seed.release()
+        raise ConfigError(f"{path} is damaged ({error}): put its backup back, or provision the name anew") from None
     finally:
         wipe(seed)
 

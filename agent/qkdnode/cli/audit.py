@@ -1,13 +1,13 @@
 """`qkdnode audit export | verify`."""
 
 import base64
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from qkdnode.audit.verifier import Report, read_lines, verify
+from qkdnode.channel.identity import load_public
 from qkdnode.cli.reach import addressed, connected, json_option
 from qkdnode.cli.show import print_json
 from qkdnode.config import load_config
@@ -78,12 +78,8 @@ def verify_command(file: Path, key: str) -> None:
 
 def public_key(text: str) -> bytes:
     """The 32 bytes of an Ed25519 key given as base64, or as a NAME.public file."""
-    path = Path(text)
-    if path.is_file():
-        try:
-            text = json.loads(path.read_text(encoding="utf-8"))["ed25519"]
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path}: not a NAME.public file") from None
+    if _is_file(text):
+        text = load_public(text).ed25519
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
@@ -91,6 +87,13 @@ def public_key(text: str) -> bytes:
     if len(key) != 32:
         raise ConfigError(f"--key holds {len(key)} bytes; an Ed25519 key has 32")
     return key
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a path may be, or with a zero byte
+        return False
 
 
 def verify_export(file: Path, key: bytes) -> Report:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class ControlledNode(Protocol):
     @property
     def stopping(self) -> bool: ...
     def ask_to_stop(self) -> None: ...
+    def reloading(self) -> AbstractContextManager[None]: ...
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None: ...
 
 
@@ -235,15 +237,8 @@ class NodeControl:
         if self._file is None:
             raise ConfigError("this agent was not started from a file: there is nothing to read anew")
         async with self._reloading:
-            file = self._file
-            reading = await asyncio.to_thread(lambda: self._read(load_config(file)))
-            links = self._node.links
-            for entry in reading.new_associations:
-                await associate(entry, reading.config, links[entry.link].section, self._ask)
-            self._operators.replace(reading.operators)
-            if self._server is not None and reading.config.control is not None:
-                self._server.uids = frozenset({os.geteuid(), *reading.config.control.uids})
-            self._node.configure(reading.config, reading.applications)
+            with self._node.reloading():
+                reading = await self._take_over(self._file)
         self._recorder.record(
             "node.reloaded",
             self._node.config.node.name,
@@ -253,6 +248,17 @@ class NodeControl:
         return Reloaded(applied=reading.applied, needs_restart=reading.needs_restart)
 
     # --- parts -----------------------------------------------------------------------------------------------------
+
+    async def _take_over(self, file: Path) -> Reading:
+        reading = await asyncio.to_thread(lambda: self._read(load_config(file)))
+        links = self._node.links
+        for entry in reading.new_associations:
+            await associate(entry, reading.config, links[entry.link].section, self._ask)
+        self._operators.replace(reading.operators)
+        if self._server is not None and reading.config.control is not None:
+            self._server.uids = frozenset({os.geteuid(), *reading.config.control.uids})
+        self._node.configure(reading.config, reading.applications)
+        return reading
 
     def _read(self, config: Config) -> Reading:
         return compare(self._node.config, config, self._base, self._node.applications, self._operators)

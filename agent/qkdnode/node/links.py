@@ -168,6 +168,8 @@ async def _import_pair(
     state = await ask_vault(ask.OpenLink(link=section.name, role=section.role, peer=section.peer))
     for segment in state.segments:
         segment.material.release()
+    if state.greeting_key is not None:
+        state.greeting_key.release()
     path = base / section.pair_key
     if state.pair and not path.exists():
         return

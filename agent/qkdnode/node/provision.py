@@ -122,6 +122,8 @@ def load_pair(path: Path | str) -> tuple[PairHeader, SecretBuffer]:
             if not equal(hashlib.sha256(view[: PAIR.size + size]).digest(), view[PAIR.size + size :]):
                 raise ConfigError(f"{path} is damaged: its digest does not match; carry it anew")
             link, alice, bob = (_unpad(name, path) for name in names)
+            if alice == bob or size % 1024 or not MIN_KIB <= size // 1024 <= MAX_KIB:
+                raise ConfigError(f"{path} is none that `provision` writes: {size} bytes of key for {alice} and {bob}")
             header = PairHeader(link, alice, bob, pair_id, size)
             if path.name not in (header.file_name(alice), header.file_name(bob)):
                 raise ConfigError(

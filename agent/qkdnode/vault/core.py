@@ -1,6 +1,7 @@
 """The vault without a thread: requests in, one transaction per group, outcomes out."""
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -135,14 +136,17 @@ class VaultCore:
         """
         outcomes: list[Outcome] = []
         mark = self._store.journal.mark()
-        taken = 0
+        taken, changes = 0, self._connection.total_changes()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for request in requests:
                 taken += 1
                 outcomes.append(self._execute(request))
             self._store.journal.write_head()
+            begun = time.perf_counter()
             self._connection.execute("COMMIT")
+            if self._connection.total_changes() != changes:
+                self._store.commits = self._store.commits.and_one(taken, time.perf_counter() - begun)
         except BaseException as error:
             failure = storage_error(error, self._path) if isinstance(error, apsw.Error) else error
             self._undo(mark)

@@ -11,9 +11,13 @@ from qkdnode.ids import other_role
 from qkdnode.vault import segments
 from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import (
+    Alive,
     Checkpoint,
+    CheckpointsAfter,
     EventsAfter,
     LeavesAfter,
+    LogHead,
+    LogState,
     RecordEvent,
     RecordEvents,
     Status,
@@ -66,6 +70,17 @@ def leaves_after(store: Store, request: LeavesAfter) -> tuple[tuple[int, str], .
     return store.journal.leaves_after(request.position, min(request.limit, MAX_EVENTS))
 
 
+def log_head(store: Store, request: LogHead) -> LogState:
+    """LogHead."""
+    number, size, note = store.journal.newest_checkpoint()
+    return LogState(store.journal.size, store.journal.topics(), number, size, note)
+
+
+def checkpoints_after(store: Store, request: CheckpointsAfter) -> tuple[tuple[int, int, str], ...]:
+    """CheckpointsAfter."""
+    return store.journal.checkpoints_after(request.size, min(request.limit, MAX_EVENTS))
+
+
 def verify_log(store: Store, request: VerifyLog) -> tuple[int, int]:
     """VerifyLog. What is wrong is journalled too, so that nobody misses it."""
     try:
@@ -97,7 +112,13 @@ def status(store: Store, request: Status) -> VaultStatus:
         application_outbox=counts.get(READY, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
+        commits=store.commits,
     )
+
+
+def alive(store: Store, request: Alive) -> None:
+    """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
+    store.scalar("PRAGMA schema_version")
 
 
 def _stock(store: Store, link: str, half: str) -> int:
@@ -109,7 +130,10 @@ HANDLERS = {
     RecordEvents: record_events,
     EventsAfter: events_after,
     LeavesAfter: leaves_after,
+    LogHead: log_head,
+    CheckpointsAfter: checkpoints_after,
     VerifyLog: verify_log,
     Checkpoint: checkpoint,
     Status: status,
+    Alive: alive,
 }

@@ -26,6 +26,7 @@ HELD = "held"
 PENDING, ABANDONED, QUARANTINED = "pending", "abandoned", "quarantined"
 # Segments; QUARANTINED and DAMAGED are shared
 WAITING, USABLE, SPENT = "waiting", "usable", "spent"
+KEYS_GREETINGS = "greeting"  # no pads: the key of the pair's Greetings
 # Chunks; QUARANTINED and DAMAGED are shared
 STOCKED = "stocked"
 
@@ -73,6 +74,9 @@ class Link(Record, frozen=True):
     session_counter: int
     start: bytes
     pair: bytes  # id of the pair file that it was last provisioned from
+    provisioned: int  # the session counter at that time
+    heard_start: bytes  # the peer's start and session counter admitted last
+    heard: int
     generation: int = 0
     leaf: int = 0
 
@@ -95,6 +99,7 @@ class Segment(Record, frozen=True):
     pads: int
     sending: int
     seen: int
+    granted: int  # the peer may have tagged with the pads of its half below this
     epoch: int
     version: int
     sealed: bytes | None

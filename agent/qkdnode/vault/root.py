@@ -54,9 +54,7 @@ class RootKey:
         """The inverse of wrap; VaultLockedError if this is not the key, or not the purpose, that wrapped it."""
         size = len(wrapped) - NONCE_BYTES - TAG_BYTES
         if size < 1:
-            raise VaultLockedError(
-                f"the wrapped {purpose.decode()} of the vault is cut short: keep the file, start a new vault"
-            )
+            raise VaultLockedError("a wrapped key of the vault is cut short: keep the file, start a new vault")
         key = SecretBuffer(size)
         try:
             # No local name for the AEAD object: a traceback that kept it would keep its key from being wiped.

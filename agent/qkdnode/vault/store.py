@@ -26,6 +26,7 @@ from qkdnode.vault.records import (
     Segment,
     delivered_both,
 )
+from qkdnode.vault.requests import Commits
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -73,6 +74,7 @@ class Store:
         self.journal = journal
         self.node = node
         self.start = start  # names this run of the vault
+        self.commits = Commits()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
 

@@ -181,7 +181,6 @@ KINDS: dict[AlarmCode, Kind] = {
         _MINOR, _QUIET, "the peer broke a rule of the protocol: compare the software versions of both ends"
     ),
 }  # fmt: skip
-ADVICE = {code: kind.advice for code, kind in KINDS.items()}
 SEVERITY = {code: kind.severity for code, kind in KINDS.items()}
 
 
@@ -195,6 +194,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     first_ns: int
     last_ns: int
     count: int = 1  # occurrences in this episode
+    count_of_run: int = 1  # occurrences since the agent's start, over all episodes: it never falls
     state: AlarmState = AlarmState.RAISED
     acknowledged_by: str | None = None
     acknowledged_ns: int | None = None
@@ -333,7 +333,7 @@ class Alarms:
         for alarm in stored:
             entry = self._entries.get((alarm.code, alarm.subject))
             if entry is None:
-                entry = self._entries[alarm.code, alarm.subject] = _Entry(alarm, now)
+                entry = self._entries[alarm.code, alarm.subject] = _Entry(replace(alarm, count_of_run=0), now)
                 entry.restored = True
             elif not alarm.over:
                 entry.alarm = replace(
@@ -341,6 +341,7 @@ class Alarms:
                     detail=entry.alarm.detail,
                     last_ns=entry.alarm.last_ns,
                     count=alarm.count + entry.alarm.count,
+                    count_of_run=entry.alarm.count_of_run,
                     state=entry.alarm.state if entry.alarm.state is not AlarmState.RAISED else alarm.state,
                     cleared_ns=entry.alarm.cleared_ns,
                 )
@@ -370,11 +371,21 @@ class Alarms:
     def _occurred(self, entry: _Entry, detail: str) -> None:
         now = self._clock_ns()
         if not entry.alarm.over:
-            entry.alarm = replace(entry.alarm, detail=detail, last_ns=now, count=entry.alarm.count + 1)
+            entry.alarm = replace(
+                entry.alarm,
+                detail=detail,
+                last_ns=now,
+                count=entry.alarm.count + 1,
+                count_of_run=entry.alarm.count_of_run + 1,
+            )
             return
         first_ns = max(now, entry.alarm.first_ns + 1)  # it names the episode: new even where the clock was set back
         unstored = entry.occurrences
-        entry.alarm = replace(self._new(entry.alarm.code, entry.alarm.subject, detail, first_ns), count=1 + unstored)
+        entry.alarm = replace(
+            self._new(entry.alarm.code, entry.alarm.subject, detail, first_ns),
+            count=1 + unstored,
+            count_of_run=entry.alarm.count_of_run + 1,
+        )
         entry.acknowledged = entry.cleared = entry.urgent = False
 
     def _clear(self, entry: _Entry) -> None:

@@ -229,7 +229,7 @@ def _digest(*fields: bytes) -> bytes:
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     try:
         message = decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise RemoteProtocolError(f"malformed supply message: {error}") from None
     if _encoder.encode(message) != data:
         raise RemoteProtocolError("supply message not in its canonical encoding")

@@ -1,7 +1,8 @@
 """What a node gives to its control socket, with links and devices in place of the real ones."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,10 +76,19 @@ class Node:
         self.config, self.applications = CONFIG, AllowList[Any]()
         self.stopping = False
         self.vault_fails = False
+        self.told: list[str] = []
         self.paused: dict[str, pauses.Pause] = {}
 
     def ask_to_stop(self) -> None:
         self.stopping = True
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        self.told.append("reloading")
+        try:
+            yield
+        finally:
+            self.told.append("ready")
 
     def configure(self, *_: Any) -> None:
         raise AssertionError("nothing may change")
@@ -212,8 +222,9 @@ def test_a_reload_of_a_file_with_an_error_changes_nothing(tmp_path: Path, text: 
     if text is not None:
         file.write_text(text)
 
-    async def scenario(_: Node, control: NodeControl, __: Recorder) -> None:
+    async def scenario(node: Node, control: NodeControl, __: Recorder) -> None:
         with pytest.raises(ConfigError, match=named):
             await control.reload("max")
+        assert node.told == ([] if text is None else ["reloading", "ready"])  # to the service manager
 
     controlled(scenario, None if text is None else file)

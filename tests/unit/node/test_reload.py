@@ -112,6 +112,7 @@ def test_a_new_association_is_made_and_an_old_one_goes(base: Path) -> None:
         ('serial = "QRNG-1"', 'serial = "QRNG-2"', ("qrng QRNG-2: added", "qrng QRNG-1: removed")),
         ("0.0.0.0:5600", "0.0.0.0:5610", ("link alice-bob: changed",)),
         ("control/socket", "control/other", ("control.socket",)),
+        ("[supply]", "[watch]\n[supply]", ("watch",)),
     ],
 )
 def test_what_needs_a_restart_is_named_and_not_taken_over(base: Path, old: str, new: str, waiting: Any) -> None:

@@ -39,6 +39,6 @@ def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_er
         vault.call(OpenLink(link="metro", role=ALICE, peer="b"))
         failed.append(True)
         fields = {"pair": b""} if "pair" in ProvisionLink.__struct_fields__ else {}
-        with SecretBuffer(64) as material, pytest.raises(VaultError, match="no QRNG is healthy"):
+        with SecretBuffer(96) as material, pytest.raises(VaultError, match="no QRNG is healthy"):
             vault.call(ProvisionLink(link="metro", role=ALICE, peer="b", material=material, **fields))
         assert not vault.call(OpenLink(link="metro", role=ALICE, peer="b")).segments

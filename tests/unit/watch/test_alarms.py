@@ -136,6 +136,7 @@ def test_a_cleared_alarm_comes_back_as_a_new_episode() -> None:
     desk.alarms.raise_("LINK_DOWN", "a", "again")
     assert (desk.only.state, desk.only.count, desk.only.acknowledged_by) == (AlarmState.RAISED, 1, None)
     assert desk.only.first_ns == WALL_NS + 1
+    assert desk.only.count_of_run == 3
 
 
 def test_clearing_by_code_alone_clears_every_subject() -> None:
@@ -224,11 +225,11 @@ def test_long_and_broken_texts_become_such_that_a_leaf_can_hold() -> None:
 # --- a restart -------------------------------------------------------------------------------------------------------
 
 
-def after_restart(code: str = "LINK_DOWN", **changes: object) -> tuple[Desk, Alarm]:
+def after_restart(code: str, acknowledged_by: str | None = None) -> tuple[Desk, Alarm]:
     before = Desk()
     before.alarms.raise_(code, "a", "x")
-    if "acknowledged_by" in changes:
-        before.alarms.acknowledge(code, "a", str(changes["acknowledged_by"]))
+    if acknowledged_by is not None:
+        before.alarms.acknowledge(code, "a", acknowledged_by)
     return Desk(), before.only
 
 
@@ -238,6 +239,7 @@ def test_a_restart_keeps_count_first_seen_and_acknowledgement() -> None:
     desk.pass_(7)
     desk.alarms.raise_("DISK_LOW", "a", "y")
     assert (desk.only.count, desk.only.first_ns, desk.only.acknowledged_by) == (2, stored.first_ns, "eve")
+    assert desk.only.count_of_run == 1
     assert desk.take() == [(1, False, False)]
 
 

@@ -1,0 +1,281 @@
+"""The audit log: leaves, checkpoints, the export and its reader, and the verifier that strangers run."""
+
+import base64
+import hashlib
+import json
+import random
+import re
+from collections.abc import Hashable, Iterable
+from functools import cache
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fuzz.engine import Violation
+from fuzz.mutation import as_bytes, as_json, as_json_lines, moved
+from qkdnode.audit import checkpoint, events, verifier
+from qkdnode.audit.export import Header, Item, Leaf, SignedCheckpoint, read_export, write_export
+from qkdnode.audit.merkle import Frontier, leaf_hash
+from qkdnode.errors import AuditError
+
+ORIGIN = "node-a.audit"
+PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = PRIVATE.public_key().public_bytes_raw()
+KINDS: tuple[type[events.Event], ...] = (
+    events.KeyEvent,
+    events.LinkEvent,
+    events.DeviceEvent,
+    events.AccessEvent,
+    events.AlarmEvent,
+    events.NodeEvent,
+)
+
+
+@cache
+def _leaves() -> tuple[bytes, ...]:
+    return tuple(
+        events.encode(
+            kind(  # type: ignore[arg-type]
+                time_ns=1_700_000_000_000_000_000 + position,
+                node="a",
+                topic=f"topic-{position % 2}",
+                topic_sequence=position // 2 + 1,
+                kind="key.allocated",
+                subject=f"key-{position}",
+                details={"bits": 256, "where": 'Zürich "north"', "again": False, "share": 0.5, "none": None},
+            )
+        )
+        for position, kind in enumerate(KINDS)
+    )
+
+
+def leaf_seeds() -> list[bytes]:
+    return list(_leaves())
+
+
+def take_leaf(leaf: bytes) -> Iterable[Hashable]:
+    """A leaf that decodes is the one spelling of its event."""
+    event = events.decode(leaf)
+    if events.encode(event) != leaf:
+        raise Violation("a leaf that is not the one of its event was decoded")
+    return (type(event), len(event.details))
+
+
+# --- checkpoints  ---
+
+
+def note_of(leaves: tuple[bytes, ...], time_ns: int | None = 5) -> str:
+    root = Frontier(leaf_hash(leaf) for leaf in leaves).root()
+    return checkpoint.sign_checkpoint(checkpoint.Checkpoint(ORIGIN, len(leaves), root, time_ns), PUBLIC, PRIVATE.sign)
+
+
+def note_seeds() -> list[bytes]:
+    note = note_of(_leaves())
+    witness = "— witness " + base64.b64encode(bytes(68)).decode() + "\n"
+    return [note.encode(), note_of(_leaves(), None).encode(), (note + witness).encode(), note_of(()).encode()]
+
+
+def as_note(rng: random.Random, data: bytes) -> bytes:
+    """Lines of a note, with the signature put right half of the time."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    choice = rng.random()
+    if choice < 0.4:
+        lines[at] = as_bytes(rng, lines[at])
+    elif choice < 0.5:
+        lines[at] = rng.choice(
+            (
+                b"0",
+                b"00",
+                b"9223372036854775808",
+                b"1" * 19,
+                b"1" * 30,
+                b"time_ns 0",
+                b"time_ns -1",
+                b"a b",
+                b"\xc2\xa0",
+            )
+        )
+    elif choice < 0.6 and lines[at].endswith(b"="):
+        lines[at] = _other_spelling(lines[at])
+    else:
+        lines = moved(rng, lines)
+    whole = b"\n".join(lines)
+    return signed_anew(whole) if rng.random() < 0.5 else whole
+
+
+def _other_spelling(base64_text: bytes) -> bytes:
+    """The same bytes in base64 whose unused bits are not zero."""
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    text = base64_text.rstrip(b"=")
+    return text[:-1] + digits[digits.find(text[-1:]) | 1 :][:1] + b"=" * (len(base64_text) - len(text))
+
+
+def signed_anew(note: bytes) -> bytes:
+    """The note with the true signature of its body."""
+    body, gap, _ = note.partition(b"\n\n")
+    if not gap:
+        return note
+    body += b"\n"
+    origin = body.split(b"\n")[0].decode("utf-8", "replace")
+    blob = base64.b64encode(checkpoint.key_id(origin, PUBLIC) + PRIVATE.sign(body)).decode()
+    return body + b"\n" + f"— {origin} {blob}\n".encode()
+
+
+def take_note(data: bytes) -> Iterable[Hashable]:
+    """A note that parses is the one spelling of its checkpoint, and verifies only under a signature of its body."""
+    text = data.decode("utf-8", "replace")
+    note = checkpoint.parse(text)
+    parts = note.checkpoint
+    if checkpoint.checkpoint_body(parts.origin, parts.size, parts.root, parts.time_ns) != note.body:
+        raise Violation("a checkpoint in another than its one spelling was parsed")
+    lines = [f"— {s.name} {base64.b64encode(s.key_id + s.signature).decode()}\n" for s in note.signatures]
+    if note.body + "\n" + "".join(lines) != text:
+        raise Violation("a note parses to other signatures than it holds")
+    verified = checkpoint.verify(text, PUBLIC)
+    PRIVATE.public_key().verify(
+        next(s.signature for s in note.signatures if s.key_id == checkpoint.key_id(parts.origin, PUBLIC)),
+        note.body.encode(),
+    )
+    return (verified.time_ns is None, len(note.signatures))
+
+
+# --- the export  ---
+
+
+def export_seeds() -> list[bytes]:
+    leaves = _leaves()
+    notes = [(size, note_of(leaves[:size])) for size in (2, len(leaves))]
+    return ["".join(write_export(ORIGIN, PUBLIC, leaves, chosen)).encode() for chosen in (notes, notes[:1], [])]
+
+
+def as_export(rng: random.Random, data: bytes) -> bytes:
+    """Lines of an export; hashes, numbers and signatures put right half of the time."""
+    if rng.random() < 0.1:
+        return _HASH.sub(
+            lambda match: rng.choice((match[0].upper(), b" " + match[0], match[0][:-2], b"")), data, count=1
+        )
+    data = as_json_lines(rng, data)
+    if rng.random() < 0.4:
+        data = _with_other_leaf(rng, data)
+    return sound_anew(data, other_roots=rng.random() < 0.2) if rng.random() < 0.5 else data
+
+
+_HASH = re.compile(rb"[0-9a-f]{64}")
+
+
+def _with_other_leaf(rng: random.Random, data: bytes) -> bytes:
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    try:
+        item = json.loads(lines[at])
+        item["leaf"] = as_json(rng, item["leaf"].encode()).decode("utf-8", "replace")
+        lines[at] = verifier.write_line(item).rstrip("\n").encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return data
+    return b"\n".join(lines)
+
+
+def sound_anew(data: bytes, *, other_roots: bool = False) -> bytes:
+    """The export with the true hash beside each leaf and the true root and signature in each checkpoint.
+
+    With `other_roots` the signature is true, and the root that of a tree of the same size.
+    """
+    leaves: list[bytes] = []
+    lines = []
+    for line in data.split(b"\n"):
+        try:
+            item: Any = json.loads(line)
+            if "leaf" in item:
+                leaves.append(item["leaf"].encode())
+                item["hash"] = hashlib.sha256(b"\0" + leaves[-1]).hexdigest()
+            elif "checkpoint" in item:
+                item["checkpoint"] = note_of(tuple(leaves[::-1] if other_roots else leaves))
+            line = verifier.write_line(item).rstrip("\n").encode()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            pass
+        lines.append(line)
+    return b"\n".join(lines)
+
+
+def take_export(data: bytes) -> Iterable[Hashable]:
+    """What the reader makes of an export writes the same lines."""
+    lines = _split(data)
+    for line, item in zip(lines, list(read_export(lines)), strict=True):
+        if _line_of(item) != line.decode().removesuffix("\n") + "\n":
+            raise Violation(f"a {type(item).__name__} in another than its one spelling was read")
+    return (min(len(lines), 12),)
+
+
+def _split(data: bytes) -> list[bytes]:
+    lines = [line + b"\n" for line in data.split(b"\n")]
+    return lines[:-1] if data.endswith(b"\n") else lines
+
+
+def _line_of(item: Item) -> str:
+    match item:
+        case Header(origin=origin, public_key=key):
+            text = base64.b64encode(key).decode()
+            return verifier.write_line({"format": verifier.FORMAT, "origin": origin, "public_key": text})
+        case Leaf(data=leaf, hash=digest):
+            return verifier.write_line({"leaf": leaf.decode(), "hash": digest.hex()})
+        case SignedCheckpoint(note=note):
+            return verifier.write_line({"checkpoint": note})
+
+
+def take_verification(data: bytes) -> Iterable[Hashable]:
+    """What the offline verifier calls valid, the node's own code finds in order too, entry by entry."""
+    lines = _split(data)
+    report = verifier.verify(lines, PUBLIC)
+    if not report.valid:
+        assert report.first_bad
+        return ("invalid", *_wording(report.first_bad))
+    header, *items = read_export(lines)
+    assert isinstance(header, Header)
+    tree, signed, numbers = Frontier(), 0, dict[str, int]()
+    for item in items:
+        if isinstance(item, Leaf):
+            if leaf_hash(item.data) != item.hash:
+                raise Violation("the verifier passes a leaf with another's hash")
+            tree.append(item.hash)
+            event = json.loads(item.data)
+            numbers[event["topic"]] = numbers.get(event["topic"], 0) + 1
+            if event["topic_sequence"] != numbers[event["topic"]]:
+                raise Violation("the verifier passes a topic with an entry missing")
+        elif isinstance(item, SignedCheckpoint):
+            try:
+                found = checkpoint.verify(item.note, PUBLIC)
+            except AuditError as error:
+                raise Violation(f"the verifier passes a checkpoint that the node does not: {error}") from None
+            if (found.origin, found.size, found.root) != (header.origin, tree.size, tree.root()):
+                raise Violation("the verifier passes a checkpoint of another tree")
+            signed = found.size
+    if not signed and not any(isinstance(item, SignedCheckpoint) for item in items):
+        raise Violation("the verifier passes an export in which nothing is signed")
+    if (report.leaves, report.unsigned_tail) != (tree.size, tree.size - signed):
+        raise Violation("the verifier counts otherwise than the node")
+    return ("valid", min(report.leaves, 12), report.checkpoints)
+
+
+def _wording(text: str) -> tuple[str, ...]:
+    return ("".join(c for c in text if not c.isdigit())[:60],)
+
+
+# --- the frontier that the vault stores  ---
+
+
+def frontier_seeds() -> list[bytes]:
+    return [Frontier(leaf_hash(leaf) for leaf in _leaves()[:count]).encode() for count in (0, 1, 3, 6)]
+
+
+def take_frontier(data: bytes) -> Iterable[Hashable]:
+    """A frontier that decodes encodes to the same bytes, and grows."""
+    frontier = Frontier.decode(data)
+    if frontier.encode() != data:
+        raise Violation("a frontier decodes and encodes to other bytes")
+    size = frontier.size
+    if size < 2**62:
+        frontier.append(bytes(32))
+        if frontier.size != size + 1 or len(frontier.root()) != 32:
+            raise Violation("a frontier that was decoded does not grow")
+    return (size.bit_length(),)
