@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,9 +27,10 @@ def main() -> int:
     targets = [TARGET_OF_NAME[options.target]] if options.target else list(TARGETS)
     seed = options.seed if options.seed is not None else 1 if SHORT else random.SystemRandom().randrange(2**31)
     print(f"fuzz: seed {seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the lanes' processes end with this one
     folder = Path(options.findings)
     with (
-        guided.start(options.target, seed, SHORT, folder) as guide,
+        guided.start(options.target, seed, None if SHORT else options.seconds, folder) as guide,
         sanitized.start(options.target, seed, SHORT, folder) as native,
     ):
         inputs, findings = _search(targets, seed, options.rounds, None if SHORT else options.seconds, options.corpus)
