@@ -186,6 +186,25 @@ class AuthenticationSection(Section, frozen=True):
     target_bits: Annotated[int, Meta(ge=8_192, le=2**40)] = 270_336  # Batches refill up to this
 
 
+class LimitsSection(Section, frozen=True):
+    """What the counts of a link and the sensors of its module may show before an alarm. Each end has its own; the
+    counts are judged at Bob. Of a sensor whose limits are left out, what it shows at first is taken for usual."""
+
+    expected_qber: Probability | None = None  # None: what the link shows at first
+    bit_bias: Annotated[float, Meta(gt=0.0, le=0.5)] = 0.05  # distance of the share of ones from a half
+    basis_bias: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.05  # distance of the share of detections in X from 1 - p_z
+    double_click_share: tuple[Probability, Probability] = (0.0, 0.005)  # of the detections
+    photocurrent_na: tuple[float, float] | None = None  # of detectors; at a transmitter of the laser's monitor
+    bias_voltage_mv: tuple[float, float] | None = None
+    temperature_mc: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("double_click_share", "photocurrent_na", "bias_voltage_mv", "temperature_mc"):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] >= limits[1]:
+                raise ValueError(f"`{name}` needs a lower and a higher limit")
+
+
 class LinkSection(Section, frozen=True):
     """One QKD link to a neighbour."""
 
@@ -199,6 +218,7 @@ class LinkSection(Section, frozen=True):
     connect: Endpoint | None = None
     distill: DistillSection = DistillSection()
     authentication: AuthenticationSection = AuthenticationSection()
+    limits: LimitsSection = LimitsSection()
 
     def __post_init__(self) -> None:
         if (self.listen is None) == (self.connect is None):
@@ -211,6 +231,14 @@ class AssociationSection(Section, frozen=True):
     local: Name
     remote: Name
     link: Name
+
+
+class AlarmsSection(Section, frozen=True):
+    """From when on the node raises alarms about itself."""
+
+    disk_free_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 536_870_912  # less is left for the vault
+    clock_step_s: Annotated[float, Meta(gt=0.0)] = 0.5  # the wall clock was set by more
+    reserve_days: Annotated[float, Meta(ge=0.0)] = 1.0  # authentication key runs out sooner
 
 
 class EventsSection(Section, frozen=True):
@@ -275,6 +303,7 @@ class Config(Section, frozen=True):
     subscriber: tuple[SubscriberSection, ...] = ()
     control: ControlSection | None = None
     operator: tuple[OperatorSection, ...] = ()
+    alarms: AlarmsSection = AlarmsSection()
 
     def __post_init__(self) -> None:
         for what, names in (

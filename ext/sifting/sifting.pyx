@@ -13,12 +13,14 @@ cdef extern from "sifting.h" nogil:
     struct qkn_sift_listing:
         size_t events, slot_bytes
         uint32_t double_clicks, crossed_clicks, dead_clicks
+        uint32_t *single_clicks
+        uint32_t *single_ones
     struct qkn_sift_answer_t "qkn_sift_answer":
-        size_t matched, z, x
+        size_t matched, z, x, ones
         uint64_t *n_z
         uint64_t *n_x
     struct qkn_sift_outcome:
-        size_t matched, z, x
+        size_t matched, z, x, ones
         uint64_t *n_z
         uint64_t *n_x
         uint64_t *m_x
@@ -73,7 +75,10 @@ cdef tuple by_intensity(const uint64_t *counts, unsigned intensities):
 
 @cython.final
 cdef class Listing:
-    """What Bob makes of the detections in one Window: public lists, and his bits."""
+    """What Bob makes of the detections in one Window: public lists, and his bits.
+
+    detectors: listed clicks of Z0, Z1, X0, X1 alone. Like his bits they are no one else's to know.
+    """
 
     cdef readonly size_t events
     cdef readonly bytes slots
@@ -82,6 +87,7 @@ cdef class Listing:
     cdef readonly uint32_t double_clicks
     cdef readonly uint32_t crossed_clicks
     cdef readonly uint32_t dead_clicks
+    cdef readonly tuple detectors
 
 
 def list_detections(object slots, object patterns, object coins, uint32_t dead_slots) -> Listing:
@@ -113,16 +119,19 @@ def list_detections(object slots, object patterns, object coins, uint32_t dead_s
     listing.double_clicks = result.double_clicks
     listing.crossed_clicks = result.crossed_clicks
     listing.dead_clicks = result.dead_clicks
+    listing.detectors = (result.single_clicks[0] - result.single_ones[0], result.single_ones[0],
+                         result.single_clicks[1] - result.single_ones[1], result.single_ones[1])
     return listing
 
 
 @cython.final
 cdef class Sifted:
-    """The sifted key bits of one Window, with their intensities and the counts per intensity."""
+    """The sifted key bits of one Window, with their intensities and the counts per intensity; `ones` of the bits are 1."""
 
     cdef readonly size_t bits
     cdef readonly object z_bits
     cdef readonly object z_intensities
+    cdef readonly size_t ones
     cdef readonly tuple n_z
     cdef readonly tuple n_x
     cdef readonly tuple m_x
@@ -170,6 +179,7 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
         raise RemoteProtocolError(f"sifting: {FAULTS[status]}")
     cdef Sifted sifted = Sifted.__new__(Sifted)
     sifted.bits = result.z
+    sifted.ones = result.ones
     sifted.z_bits = z_bits
     sifted.z_intensities = zi.data()[:bytes_for(2 * result.z)]
     sifted.n_z = by_intensity(result.n_z, intensities)
@@ -209,6 +219,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
         raise RemoteProtocolError(f"sifting: {FAULTS[status]}")
     cdef Sifted sifted = Sifted.__new__(Sifted)
     sifted.bits = result.z
+    sifted.ones = result.ones
     sifted.z_bits = z_bits
     sifted.z_intensities = zi.data()[:bytes_for(2 * result.z)]
     sifted.n_z = by_intensity(result.n_z, intensity_count)

@@ -225,6 +225,7 @@ class Life:
                 ask=self.ask,
                 draw=lambda size: SecretBuffer.copy_of(world.draws.randbytes(size)),
                 alarm=self._alarm,
+                clear=lambda code, subject: None,
                 record=lambda kind, subject, details: None,
                 notify_supply=lambda application: self._for_application.set(),
                 monotonic_ns=lambda: round(world.loop.time() * 1e9),

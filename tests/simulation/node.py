@@ -270,6 +270,9 @@ class SimulatedWorld(World):
         await self._life.while_alive()
         return vault
 
+    async def free_bytes(self, directory: Path) -> int:
+        return 1 << 40
+
     def entropy(self, config: Config, *, on_change: Any, on_alarm: Any) -> Any:
         return SimulatedEntropy(self._site)
 

@@ -12,7 +12,8 @@ import pytest
 from qkdnode import config
 from qkdnode.config import AuthenticationSection, DistillSection, Section, decode_config
 from qkdnode.device.alarms import AlarmCode as DeviceAlarmCode
-from qkdnode.watch.alarms import AlarmCode
+from qkdnode.watch.alarms import KINDS as ALARM_KINDS
+from qkdnode.watch.alarms import AlarmCode, Clearing
 from qkdnode.wire import events as wire_events
 from qkdnode.wire import supply
 from qkdnode.wire.messages import KINDS, Kind, Parameters
@@ -30,6 +31,11 @@ FOLDERS = ("agent", "ext", "firmware_stubs", "hil", "tests", "docs", "distill", 
 INSIDE_PACKAGE = ("distill", "authentication", "link")
 SAMPLE = (ROOT / "agent/qkdnode/packaging/sample.toml").read_text()
 KIB = 1 << 10
+ENDS = {
+    Clearing.SIGNAL: "ends with its cause",
+    Clearing.QUIET: "ends by quiet",
+    Clearing.PERSON: "ends by a person",
+}
 
 
 def example() -> str:
@@ -134,7 +140,9 @@ def test_the_protocol_lists_every_message_about_events_with_its_fields() -> None
 
 @pytest.mark.parametrize("code", list(AlarmCode), ids=str)
 def test_every_alarm_has_its_row_in_the_operators_table(code: AlarmCode) -> None:
-    assert row_of(OPERATIONS.split("## Alarms")[1], code).count("|") == 4
+    row = row_of(OPERATIONS.split("## Alarms")[1], code)
+    assert row.count("|") == 4
+    assert f"| *{ALARM_KINDS[code].severity}, {ENDS[ALARM_KINDS[code].clearing]}:* " in row
 
 
 @pytest.mark.parametrize("code", list(DeviceAlarmCode), ids=str)

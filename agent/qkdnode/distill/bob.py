@@ -15,6 +15,7 @@ from qkdnode.distill.effects import (
     Drawn,
     Effects,
     JournalReady,
+    ListedWindow,
     MessageReceived,
     PoolLevel,
     Purpose,
@@ -162,6 +163,7 @@ class Bob(Machine):
             return []
         return [
             *self._judge_clicks(listing),
+            ListedWindow(index, listing.detectors, listing.double_clicks),
             Send(
                 SiftList(
                     job.batch,
@@ -205,7 +207,7 @@ class Bob(Machine):
         batch.tally.add_window(sifted)
         batch.queue.append(sifted)
         self._bits_per_window += (sifted.bits - self._bits_per_window) / min(batch.tally.windows, 16)
-        effects: Effects = [SiftedWindow(window, sifted.bits, sum(sifted.m_x), sum(sifted.n_x))]
+        effects: Effects = [SiftedWindow(window, sifted.bits, sifted.ones, sum(sifted.m_x), sum(sifted.n_x))]
         high = batch.tally.above(self.settings.agreed.qber_limit)
         if high:
             return [*effects, Alarmed(QBER_HIGH, high), *self.abandon(batch, QBER_HIGH)]

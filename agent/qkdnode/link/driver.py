@@ -13,6 +13,7 @@ from qkdnode.authentication.session import Session, State
 from qkdnode.distill import effects as fx
 from qkdnode.distill.alice import Alice
 from qkdnode.distill.bob import Bob
+from qkdnode.distill.quality.link import Finding, LinkQuality
 from qkdnode.distill.reconciliation import StepJob
 from qkdnode.distill.settings import Settings
 from qkdnode.errors import (
@@ -134,6 +135,12 @@ class Link:
         self._faulted = asyncio.Event()
         self._up_ns = around.monotonic_ns()
         self._ended = 0  # sessions ended: what waited across an end is stale
+        self._quality: LinkQuality | None = None  # only Bob sees detections
+        if role != ALICE:
+            agreed = settings.agreed
+            self._quality = LinkQuality(
+                settings.limits, p_z=agreed.p_z, window_slots=agreed.window_slots, window_s=settings.window_s
+            )
         self.agreement = Agreement(self)
         self.settlement = Settlement(self, devices, self._log)
 
@@ -170,6 +177,8 @@ class Link:
 
     def window(self, event: fx.TransmitterWindowReady | fx.ReceiverWindowReady) -> None:
         """A Window from the module (call in the loop)."""
+        if self._quality is not None and isinstance(event, fx.ReceiverWindowReady):
+            self._found(self._quality.clicks(event.slots.size))
         if self.machine is None or (self._stopping and self.role != ALICE):
             if isinstance(event, fx.TransmitterWindowReady):
                 event.choices.discard()
@@ -473,6 +482,7 @@ class Link:
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
         self.statistics.state = self._open_state
         self._log.info("session open", session=f"{session:016x}", peer=self.peer, software=peer.software)
+        self._around.clear("LINK_DOWN", self.name)
         self._around.record("link.opened", self.name, {"session": f"{session:016x}", "peer": self.peer})
         self._pads_asked = False
         self._pads_wanted.set()
@@ -643,12 +653,22 @@ class Link:
     def _do_alarmed(self, effect: fx.Alarmed) -> None:
         self._around.alarm(effect.code, self.name, effect.detail)
 
+    def _found(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self._around.alarm(finding.code, self.name, finding.detail)
+
+    def _do_listed(self, effect: fx.ListedWindow) -> None:
+        if self._quality is not None:
+            self._found(self._quality.listed(effect.detectors, effect.double_clicks))
+
     def _do_sifted(self, effect: fx.SiftedWindow) -> None:
         counts = self.statistics
         counts.windows += 1
         counts.sifted_bits += effect.bits
         counts.x_bits += effect.x_bits
         counts.x_errors += effect.x_errors
+        if self._quality is not None:
+            self._found(self._quality.sifted(effect.bits, effect.ones, effect.x_bits, effect.x_errors))
 
     def _do_verified(self, effect: fx.BlockVerified) -> None:
         counts = self.statistics
@@ -659,6 +679,8 @@ class Link:
         counts.alice_bits += effect.alice_bits
         counts.bob_bits += effect.bob_bits
         counts.opened_frames += effect.opened_frames
+        if self._quality is not None:
+            self._found(self._quality.verified(effect.bits, effect.errors))
 
     def _do_forget(self, effect: fx.Forget) -> None:
         self.session.forget_batch(effect.batch)
@@ -737,6 +759,8 @@ class Link:
         if self.machine is not None:
             self.feed(fx.PoolLevel(max(0, 2 * wanted), self._pads_left >= PADS_KEPT))
             self.statistics.state = self._open_state
+            if not self.starved:
+                self._around.clear("AUTH_STARVED", self.name)
             if self.starved and not was_starved:
                 self._around.alarm(
                     "AUTH_STARVED", self.name, f"{self._pads_left * PAD_BITS} bits of authentication key are left"
@@ -810,6 +834,7 @@ EXECUTORS: dict[type[fx.Effect], Callable[[Link, Any], None]] = {
     fx.Draw: Link._do_draw,
     fx.Discarded: Link._do_discarded,
     fx.Alarmed: Link._do_alarmed,
+    fx.ListedWindow: Link._do_listed,
     fx.SiftedWindow: Link._do_sifted,
     fx.BlockVerified: Link._do_verified,
     fx.JournalPending: Link._do_journal,

@@ -28,6 +28,7 @@ from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
+from qkdnode.node.vigil import Vigil
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
@@ -60,7 +61,9 @@ class Agent:
     ) -> None:
         self._config, self._base, self._log = config, base, log.bind(node=config.node.name)
         self._statistics_s, self._drain_s, self._world = statistics_s, drain_s, world
-        self._recorder = Recorder(config.node.name, ask=self.ask, clock_ns=world.wall_ns, log=self._log)
+        self._recorder = Recorder(
+            config.node.name, ask=self.ask, clock_ns=world.wall_ns, monotonic_ns=world.monotonic_ns, log=self._log
+        )
         self._links: dict[str, NodeLink] = {}
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
@@ -72,6 +75,7 @@ class Agent:
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
+        self._vigilant: asyncio.Task[None] | None = None
         self._started = self._stopping = False
         self._manager = ServiceManager(None, None)  # only a process of its own has one
         self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
@@ -151,6 +155,7 @@ class Agent:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
         await self._start_control()
+        self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
         self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
@@ -162,6 +167,7 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
+        watched += [task for task in (self._vigilant, self._recorder.keeper) if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -176,8 +182,9 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        if self._reading is not None:
-            self._reading.cancel()
+        for beside in (self._reading, self._vigilant):
+            if beside is not None:
+                beside.cancel()
         for link in self._links.values():
             link.link.stop_distilling()
             link.link.agreement.stop_allocating()
@@ -253,7 +260,7 @@ class Agent:
             sign=identity.sign,
             public_key=base64.b64decode(identity.public.ed25519),
         )
-        self._recorder.is_open = True
+        await self._recorder.open()
 
     def _root_source(self) -> RootSource:
         source = self._config.node.root_key
@@ -278,6 +285,17 @@ class Agent:
             on_delivered=self._delivered,
         )
         await self._supply.start(self._config.supply.listen)
+
+    def _vigil(self) -> Vigil:
+        return Vigil(
+            self._config.node.name,
+            self._config.alarms,
+            (self._base / self._config.node.vault).parent,
+            world=self._world,
+            recorder=self._recorder,
+            links=self._links,
+            has_entropy=lambda: self.entropy.healthy,
+        )
 
     async def _stop_events(self) -> None:
         """Once the last leaf but the vault's own is journalled, so that it is published too."""
@@ -402,6 +420,7 @@ class Agent:
 
     def _entropy_changed(self, healthy: bool) -> None:
         if healthy:
+            self._recorder.clear(AlarmCode.NO_ENTROPY)
             self._log.info("entropy pool healthy")
         elif not self._stopping:
             self._recorder.alarm(AlarmCode.NO_ENTROPY, "entropy pool", "no QRNG is healthy: random numbers are refused")
@@ -444,6 +463,6 @@ class Agent:
             "links": self._link_counts(),
             "keys_present": present,
             "keys_delivered": delivered,
-            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.all()}),
+            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.of_this_run()}),
             "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }

@@ -28,7 +28,7 @@ from qkdnode.node.reload import Reading, compare, load_operators
 from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
-from qkdnode.watch.alarms import ADVICE
+from qkdnode.watch.alarms import AlarmState
 from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
 
 ALARMS_SHOWN = 64  # in a status; `alarms` gives all
@@ -188,16 +188,14 @@ class NodeControl:
 
     async def alarms(self) -> tuple[dict[str, Any], ...]:
         """Every alarm as plain values, with its advice."""
-        return tuple(
-            {**msgspec.to_builtins(alarm), "advice": ADVICE[alarm.code]} for alarm in self._recorder.alarms.all()
-        )
+        return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all())
 
     # --- what is done ----------------------------------------------------------------------------------------------
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
         """An operator has seen an alarm; a device that has latched it is tested and opened again."""
         try:
-            changed = self._recorder.alarms.acknowledge(code, subject, by)
+            changed = await self._recorder.acknowledge(code, subject, by)
         except KeyError:
             raise ControlError(f"there is no alarm {code} of {subject!r}: see `qkdnode alarms`") from None
         modules = [link.module for link in self._node.links.values() if link.module.serial == subject]
@@ -315,7 +313,7 @@ class NodeControl:
 
 def is_open(alarm: Mapping[str, Any]) -> bool:
     """Whether somebody has yet to look at an alarm."""
-    return not alarm.get("acknowledged_by") and alarm.get("state", "raised") == "raised"
+    return bool(alarm["state"] == AlarmState.RAISED)
 
 
 def _module_detail(counts: Any) -> str:

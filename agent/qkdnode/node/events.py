@@ -16,7 +16,6 @@ from qkdnode.node.links import NodeLink
 from qkdnode.node.recorder import Recorder
 from qkdnode.supply.events import EventServer
 from qkdnode.supply.replay import NodeState, Retention
-from qkdnode.watch.alarms import ADVICE
 from qkdnode.wire.events import Row
 
 FAULT_SUBJECT = "events"
@@ -68,7 +67,7 @@ async def start_events(
 
 def node_state(links: Mapping[str, NodeLink], recorder: Recorder) -> NodeState:
     """Alarms, links and devices as rows of plain values."""
-    alarms = [{**_plain(alarm), "advice": ADVICE[alarm.code]} for alarm in recorder.alarms.all()]
+    alarms = [_plain(alarm) for alarm in recorder.alarms.all()]
     return NodeState(
         tuple(alarms),
         tuple(

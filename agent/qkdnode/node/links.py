@@ -10,6 +10,7 @@ from qkdnode.channel.identity import OwnIdentity, load_public_node
 from qkdnode.config import AssociationSection, Config, LinkSection
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
+from qkdnode.distill.quality.link import Limits
 from qkdnode.distill.settings import Settings
 from qkdnode.errors import ConfigError
 from qkdnode.ids import ALICE, BOB, Association
@@ -108,6 +109,12 @@ async def open_link(
             profile=section.distill.profile,
             batch_deadline_s=section.distill.batch_deadline_s,
             click_share_limit=section.distill.click_share_limit,
+            limits=Limits(
+                expected_qber=section.limits.expected_qber,
+                bit_bias=section.limits.bit_bias,
+                basis_bias=section.limits.basis_bias,
+                double_clicks=section.limits.double_click_share,
+            ),
         ),
         authentication=Authentication(section.authentication.reserve_bits, section.authentication.target_bits),
         devices=(section.module.serial, *(qrng.serial for qrng in config.qrng)),
@@ -117,6 +124,7 @@ async def open_link(
             ask=ask_vault,
             draw=draw,
             alarm=recorder.alarm,
+            clear=recorder.clear,
             record=recorder.record,
             notify_supply=notify_supply,
             monotonic_ns=world.monotonic_ns,

@@ -55,7 +55,11 @@ def compare(
         for operator in new_operators
         if (before := operators.named(operator.name)) is not None and before.identity != operator.identity
     ]
-    waiting = [name for name in ("node", "supply", "events", "watch") if getattr(running, name) != getattr(read, name)]
+    waiting = [
+        name
+        for name in ("node", "supply", "events", "watch", "alarms")
+        if getattr(running, name) != getattr(read, name)
+    ]
     waiting += _changes("qrng", _by_serial(running.qrng), _by_serial(read.qrng))
     waiting += _changes("link", _by_name(running.link), _by_name(read.link))
     waiting += _changes("subscriber", _by_name(running.subscriber), _by_name(read.subscriber))

@@ -13,7 +13,7 @@ from qkdnode.node.links import NodeLink
 from qkdnode.node.world import NodeEntropy
 from qkdnode.supply.server import SupplyServer
 from qkdnode.vault import requests as ask
-from qkdnode.watch.alarms import SEVERITY, Alarm
+from qkdnode.watch.alarms import Alarm
 from qkdnode.watch.figures import AlarmFigures, Figures, LinkFigures, LoopLag, Readiness, SupplyFigures
 from qkdnode.watch.http import WatchServer
 
@@ -119,7 +119,7 @@ class Watching:
             if parts.supply is None
             else SupplyFigures(len(parts.supply.subscriptions()), parts.supply.statistics()),
             alarms=tuple(
-                AlarmFigures(alarm.code, SEVERITY[alarm.code], True, alarm.count, alarm.last_ns)
+                AlarmFigures(alarm.code, alarm.severity, alarm.active, alarm.count_of_run, alarm.last_ns)
                 for alarm in self._alarms()
             ),
             loop_lag_s=self._lag.worst_s,

@@ -22,7 +22,20 @@ from qkdnode.errors import (
     VaultLockedError,
 )
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import allocations, batches, extract, inventory, keys, links, log, outbox, pauses, schema, segments
+from qkdnode.vault import (
+    alarms,
+    allocations,
+    batches,
+    extract,
+    inventory,
+    keys,
+    links,
+    log,
+    outbox,
+    pauses,
+    schema,
+    segments,
+)
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
@@ -34,7 +47,7 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, log, inventory, extract, pauses):
+for _module in (links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses):
     HANDLERS.update(_module.HANDLERS)
 
 

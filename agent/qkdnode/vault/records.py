@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from qkdnode.audit.events import Event, KeyEvent, LinkEvent
+from qkdnode.audit.events import AlarmEvent, Event, KeyEvent, LinkEvent
 from qkdnode.ids import Association, BatchId
 
 _BATCH = struct.Struct(">QI")
@@ -53,6 +53,7 @@ class Record(msgspec.Struct, frozen=True):
     event: ClassVar[type[Event]] = KeyEvent
     topic: ClassVar[str]  # the topic of its leaves, before the link's name
     set_aside: ClassVar[str | None] = None  # the state that takes a damaged row out of use
+    dropped: ClassVar[bool] = False  # whether a damaged row is deleted
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         """The row's name in the audit log."""
@@ -325,6 +326,7 @@ class Notice(Record, frozen=True):
     table: ClassVar[str] = "outbox"
     key: ClassVar[tuple[str, ...]] = ("link", "number")
     topic: ClassVar[str] = "outbox"
+    dropped: ClassVar[bool] = True
 
     link: str
     number: int
@@ -337,6 +339,33 @@ class Notice(Record, frozen=True):
         return None
 
 
+class KnownAlarm(Record, frozen=True):
+    """An alarm about something; `first_ns` names its present episode."""
+
+    table: ClassVar[str] = "alarms"
+    key: ClassVar[tuple[str, ...]] = ("code", "about")
+    event: ClassVar[type[Event]] = AlarmEvent
+    topic: ClassVar[str] = "alarm"
+    dropped: ClassVar[bool] = True  # the log has it, and the next occurrence makes a new one
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    count: int
+    state: str
+    acknowledged_by: str | None
+    acknowledged_ns: int | None
+    cleared_ns: int | None
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"alarm/{self.code}/{self.about}"
+
+
 RECORDS: tuple[type[Record], ...] = (
     Link,
     Segment,
@@ -347,7 +376,9 @@ RECORDS: tuple[type[Record], ...] = (
     PeerRequest,
     Notice,
     PausedLink,
+    KnownAlarm,
 )
 RESERVED_SUBJECTS = tuple(
-    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause")
+    f"{name}/"
+    for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "alarm")
 )

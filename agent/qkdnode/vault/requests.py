@@ -384,6 +384,62 @@ class Outstanding(Request, frozen=True):
     association: Association
 
 
+# --- alarms --------------------------------------------------------------------------------------------------------
+
+
+class RaiseAlarm(Request, frozen=True):
+    """Note so many more occurrences of an alarm, with a leaf. Another `first_ns` than the stored one begins a new
+    episode: raised, and counted from these. Times are the wall clock's, in nanoseconds. Answer: None.
+    """
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    occurrences: int
+
+
+class AcknowledgeAlarm(Request, frozen=True):
+    """A person has seen this episode of an alarm. Answer: bool, whether that is new."""
+
+    code: str
+    about: str
+    first_ns: int
+    by: str
+    at_ns: int
+
+
+class ClearAlarm(Request, frozen=True):
+    """This episode of an alarm is over. Answer: bool, whether that is new."""
+
+    code: str
+    about: str
+    first_ns: int
+    at_ns: int
+
+
+class StoredAlarm(msgspec.Struct, frozen=True):
+    """One alarm, as it was stored last."""
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    count: int
+    state: str  # "raised", "acknowledged", "cleared"
+    acknowledged_by: str | None
+    acknowledged_ns: int | None
+    cleared_ns: int | None
+
+
+class Alarms(Request, frozen=True):
+    """Every stored alarm, the oldest episode first. Answer: tuple[StoredAlarm, ...]."""
+
+
 # --- audit and status ----------------------------------------------------------------------------------------------
 
 

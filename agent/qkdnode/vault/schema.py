@@ -203,6 +203,24 @@ CREATE TABLE outbox (
     PRIMARY KEY (link, number)
 );
 
+CREATE TABLE alarms (
+    code TEXT NOT NULL,
+    about TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    acknowledged_by TEXT,
+    acknowledged_ns INTEGER,
+    cleared_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (code, about)
+);
+
 CREATE TABLE leaves (
     position INTEGER PRIMARY KEY,
     leaf TEXT NOT NULL,

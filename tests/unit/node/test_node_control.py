@@ -113,7 +113,7 @@ class Node:
 def controlled(scenario: Callable[[Node, NodeControl, Recorder], Coroutine[Any, Any, None]], file: Path | None) -> None:
     async def run() -> None:
         node, log = Node(), structlog.get_logger().bind()
-        recorder = Recorder("alice", ask=node.ask, clock_ns=lambda: 5, log=log)
+        recorder = Recorder("alice", ask=node.ask, clock_ns=lambda: 5, monotonic_ns=lambda: 5, log=log)
         control = NodeControl(
             node,
             base=Path(),

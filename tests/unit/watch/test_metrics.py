@@ -238,4 +238,4 @@ def test_commits_are_counted_in_every_bound_that_they_keep() -> None:
 
 def test_every_alarm_has_its_severity() -> None:
     assert set(SEVERITY) == set(AlarmCode)
-    assert set(SEVERITY.values()) == {"critical", "major", "minor"}
+    assert set(SEVERITY.values()) == {"critical", "major", "minor", "warning"}
