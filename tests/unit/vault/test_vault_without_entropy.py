@@ -23,8 +23,9 @@ def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_er
     failed: list[bool] = []
 
     def draw_into(buffer: SecretBuffer) -> None:
+        view = memoryview(buffer)  # held by the frame, and so by the error, as the entropy pool does
         if failed:
-            raise NoEntropyError("no QRNG is healthy")
+            raise NoEntropyError(f"no QRNG is healthy for {len(view)} bytes")
 
     with Vault.open(
         tmp_path / "vault.db",
