@@ -1,6 +1,6 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, subscribers, supplies, vault_files
+from fuzz import audits, devices, files, kernels, links, operators, subscribers, supplies, vault_files
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
@@ -117,6 +117,42 @@ TARGETS: tuple[Target, ...] = (
         allowed=(RemoteProtocolError,),
         modules=("qkdnode.wire.supply",),
         decoders=("wire.supply.decode_from_node",),
+    ),
+    Target(
+        name="control/signed",
+        run=operators.take_signed,
+        seeds=operators.signed_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_signed",),
+    ),
+    Target(
+        name="control/from-agent",
+        run=operators.take_from_agent,
+        seeds=operators.from_agent_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_from_agent",),
+    ),
+    Target(
+        name="control/request",
+        run=operators.take_request,
+        seeds=operators.request_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_request",),
+    ),
+    Target(
+        name="control/answer",
+        run=operators.take_answer,
+        seeds=operators.answer_seeds,
+        mutators=(behind(1, as_msgpack), as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_answer",),
     ),
     Target(
         name="supply/agreement",

@@ -390,7 +390,7 @@ def decode_answer(request: Request, data: bytes) -> Any:
     """The answer to a request."""
     try:
         return msgspec.msgpack.decode(data, type=ANSWERS[type(request)])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed answer to {type(request).__name__}: {error}") from None
 
 
@@ -416,7 +416,7 @@ def signing_input(challenge: Challenge, operator: str, uid: int, counter: int, r
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes, what: str) -> T:
     try:
         message = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise RemoteProtocolError(f"malformed control {what}: {error}") from None
     if _encoder.encode(message) != data:
         raise RemoteProtocolError(f"control {what} not in its canonical encoding")

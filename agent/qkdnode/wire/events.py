@@ -189,7 +189,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes, limit: int) -> T:
         raise RemoteProtocolError(f"oversized message about events, of {len(data)} bytes")
     try:
         message = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise RemoteProtocolError(f"malformed message about events: {error}") from None
     if _encoder.encode(message) != data:
         raise RemoteProtocolError("message about events not in its canonical encoding")
