@@ -13,7 +13,8 @@ import msgspec
 from qkdnode.errors import ConfigError
 
 PLACEHOLDER = "@QKDNODE@"
-HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # from the unit, which has them to itself
+# Hidden from the unit, or its own.
+HIDDEN = tuple(f"/{place}/" for place in ("home", "root", "run/user", "tmp", "var/tmp"))
 
 
 class Piece(msgspec.Struct, frozen=True):
