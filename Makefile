@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TYPES := $(VENV)/.types
 SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx' -o -name '*.c' -o -name '*.h' -o -name '*.pxd')
 
-.PHONY: demo test simulate fuzz lint bench clean setup
+.PHONY: demo test simulate crash fuzz lint bench clean setup
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
@@ -15,14 +16,21 @@ test: $(STAMP)
 simulate: $(STAMP)
 	cd tests && ../$(BIN)/python -m simulation
 
+crash: $(STAMP)
+	cd tests && ../$(BIN)/python -m crash
+
 # Arguments in FUZZ; atheris where there is a wheel of it for this Python.
 fuzz: $(STAMP)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=2.3' || echo "no wheel of atheris for this Python: going on without" >&2
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
-lint: $(STAMP)
+lint: $(TYPES)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m mypy.stubtest qkdnode.native --allowlist tests/typing/stubtest.txt --ignore-unused-allowlist
 
 bench: $(STAMP)
 	$(BIN)/qkdnode bench --list
@@ -35,6 +43,13 @@ $(STAMP): $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
+
+# pyright comes with a Node.js of its own: some 200 MB that `make test` does without.
+$(TYPES): $(STAMP)
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["types"], sep="\n")' >$(VENV)/types.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/types.txt
+	@touch $(TYPES)
 
 clean:
 	rm -rf build dist $(VENV) agent/*.egg-info

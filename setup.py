@@ -47,6 +47,7 @@ setup(
             "embedsignature": True,
             "boundscheck": False,
             "wraparound": False,
+            "autotestdict": False,  # no __test__: there are no doctests, and type stubs would lack it
         },
     )
 )

@@ -58,6 +58,10 @@ class Rules:
         self._journalled: set[bytes] = set()
         self._sessions: dict[str, set[int]] = {role: set() for role in ROLES}
 
+    def pads_used(self, role: str) -> int:
+        """Pads of an end's half that have protected something."""
+        return sum(1 for end, _ in self._pads if end == role)
+
     def _demand(self, held: bool, otherwise: str) -> None:
         if not held:
             self.breaches.append(otherwise)

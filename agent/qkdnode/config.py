@@ -4,6 +4,7 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +17,10 @@ from qkdnode.errors import ConfigError
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,30}\Z")]
 Serial = Annotated[str, Meta(min_length=1, max_length=16)]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[^\s]+:[0-9]+|ipc://[^\s]+)\Z")]
+TopicPattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.\*)?)\Z")]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]  # and so finite, as every number must be
+UserId = Annotated[int, Meta(ge=0, lt=2**32)]
 Backend = Literal["emulated", "libusb"]
 
 
@@ -99,6 +102,27 @@ class ApplicationSection(Section, frozen=True):
     public: str  # NAME.public, made by `qkdnode provision application`
 
 
+class ControlSection(Section, frozen=True):
+    """The local socket at which operators reach the agent."""
+
+    socket: str  # a path of at most 107 bytes, in a directory of mode 0700
+    uids: Annotated[tuple[UserId, ...], Meta(max_length=64)] = ()  # who may connect beside the agent's own user
+
+
+class OperatorSection(Section, frozen=True):
+    """A person who may ask at the control socket, and in which roles."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision operator`
+    roles: Annotated[
+        tuple[Literal["operator", "security-officer", "auditor", "maintainer"], ...], Meta(min_length=1, max_length=4)
+    ]
+
+    def __post_init__(self) -> None:
+        if len(set(self.roles)) < len(self.roles):
+            raise ValueError(f"`roles` of operator {self.name!r} names a role twice")
+
+
 class QrngSection(Section, frozen=True):
     """One QRNG that feeds the entropy pool."""
 
@@ -162,6 +186,25 @@ class AuthenticationSection(Section, frozen=True):
     target_bits: Annotated[int, Meta(ge=8_192, le=2**40)] = 270_336  # Batches refill up to this
 
 
+class LimitsSection(Section, frozen=True):
+    """What the counts of a link and the sensors of its module may show before an alarm. Each end has its own; the
+    counts are judged at Bob. Of a sensor whose limits are left out, what it shows at first is taken for usual."""
+
+    expected_qber: Probability | None = None  # None: what the link shows at first
+    bit_bias: Annotated[float, Meta(gt=0.0, le=0.5)] = 0.05  # distance of the share of ones from a half
+    basis_bias: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.05  # distance of the share of detections in X from 1 - p_z
+    double_click_share: tuple[Probability, Probability] = (0.0, 0.005)  # of the detections
+    photocurrent_na: tuple[float, float] | None = None  # of detectors; at a transmitter of the laser's monitor
+    bias_voltage_mv: tuple[float, float] | None = None
+    temperature_mc: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("double_click_share", "photocurrent_na", "bias_voltage_mv", "temperature_mc"):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] >= limits[1]:
+                raise ValueError(f"`{name}` needs a lower and a higher limit")
+
+
 class LinkSection(Section, frozen=True):
     """One QKD link to a neighbour."""
 
@@ -175,6 +218,7 @@ class LinkSection(Section, frozen=True):
     connect: Endpoint | None = None
     distill: DistillSection = DistillSection()
     authentication: AuthenticationSection = AuthenticationSection()
+    limits: LimitsSection = LimitsSection()
 
     def __post_init__(self) -> None:
         if (self.listen is None) == (self.connect is None):
@@ -189,21 +233,85 @@ class AssociationSection(Section, frozen=True):
     link: Name
 
 
+class AlarmsSection(Section, frozen=True):
+    """From when on the node raises alarms about itself."""
+
+    disk_free_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 536_870_912  # less is left for the vault
+    clock_step_s: Annotated[float, Meta(gt=0.0)] = 0.5  # the wall clock was set by more
+    reserve_days: Annotated[float, Meta(ge=0.0)] = 1.0  # authentication key runs out sooner
+
+
+class EventsSection(Section, frozen=True):
+    """Where events are published, and how far back they are replayed: whichever limit is reached first."""
+
+    publish: Endpoint
+    replay: Endpoint
+    retention_events: Annotated[int, Meta(ge=1, le=2**53)] = 1_000_000  # newest entries of the audit log
+    retention_hours: Annotated[float, Meta(gt=0.0, le=876_000.0)] = 168.0
+
+
+class SubscriberSection(Section, frozen=True):
+    """An application or node that may have events, and of which topics."""
+
+    name: Name
+    public: str  # NAME.public, made by `qkdnode provision`
+    topics: Annotated[tuple[TopicPattern, ...], Meta(min_length=1, max_length=64)]
+
+
+class WatchSection(Section, frozen=True):
+    """Where the node shows its metrics and its health, over plain HTTP: to this machine only, unless told otherwise."""
+
+    listen: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[0-9]{1,5}\Z")] = "127.0.0.1:9464"
+    allow_remote: bool = False  # nothing there is secret, but anybody who reaches it can read it
+
+    def __post_init__(self) -> None:
+        host, port = self.address
+        if port > 65535:
+            raise ValueError(f"`watch.listen`: {port} is no port")
+        if not self.allow_remote and not _is_loopback(host):
+            raise ValueError(
+                f"`watch.listen` names {host}, which others can reach: give a loopback address, or set `allow_remote`"
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
     node: NodeSection
     supply: SupplySection | None = None
+    watch: WatchSection | None = None
     application: tuple[ApplicationSection, ...] = ()
     qrng: tuple[QrngSection, ...] = ()
     link: tuple[LinkSection, ...] = ()
     association: tuple[AssociationSection, ...] = ()
+    events: EventsSection | None = None
+    subscriber: tuple[SubscriberSection, ...] = ()
+    control: ControlSection | None = None
+    operator: tuple[OperatorSection, ...] = ()
+    alarms: AlarmsSection = AlarmsSection()
 
     def __post_init__(self) -> None:
         for what, names in (
             ("link", [link.name for link in self.link]),
             ("application", [application.name for application in self.application]),
+            ("operator", [operator.name for operator in self.operator]),
             ("qrng", [qrng.serial for qrng in self.qrng]),
+            ("subscriber", [subscriber.name for subscriber in self.subscriber]),
             ("module of a link", [link.module.serial for link in self.link]),
         ):
             for name in names:
@@ -218,6 +326,10 @@ class Config(Section, frozen=True):
                 raise ValueError(f"`association.link` names {association.link!r}, which is no `link`")
         if applications and self.supply is None:
             raise ValueError("`application` needs a `supply` section")
+        if self.subscriber and self.events is None:
+            raise ValueError("`subscriber` needs an `events` section")
+        if self.operator and self.control is None:
+            raise ValueError("`operator` needs a `control` section")
         if self.link and not self.qrng:
             raise ValueError("`link` needs at least one `qrng`")
 

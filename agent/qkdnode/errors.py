@@ -147,10 +147,24 @@ class SupplyError(QkdnodeError):
     code = "SUPPLY"
 
 
+class ControlError(QkdnodeError):
+    """The control socket of an agent cannot be used, or the agent could not do what was asked there."""
+
+    code = "CONTROL"
+
+
+class NoAgentError(ControlError):
+    """No agent listens at the control socket."""
+
+    code = "NO_AGENT"
+    exit_status = 69
+
+
 class AccessDeniedError(QkdnodeError):
     """The access rules refuse; the message names the rule."""
 
     code = "ACCESS_DENIED"
+    exit_status = 77
 
 
 class AuditError(QkdnodeError):

@@ -34,6 +34,7 @@ class BatchId(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 PROVISIONED = BatchId(0, 0)
+GREETING_KEY = BatchId(0, 1)  # the part of the provisioned key that no tag takes: it authenticates Greetings
 
 
 class PadAddress(msgspec.Struct, frozen=True, array_like=True, order=True):

@@ -17,6 +17,7 @@ cdef extern from "secret_memory.h" nogil:
     int qkn_working_allocate(size_t size, void **out, int *locked)
     void qkn_working_free(void *memory, size_t size, int locked)
     void qkn_wipe(void *memory, size_t size)
+    void qkn_forget_registers()
     int qkn_equal(const void *a, const void *b, size_t size)
 
 
@@ -74,6 +75,7 @@ cdef class LockedBuffer:
 
     def __releasebuffer__(self, Py_buffer *view):
         self.leases -= 1
+        qkn_forget_registers()  # of whatever was copied through this view
         if self.doomed and self.leases == 0:
             self.give_back()
             self.memory = NULL
@@ -134,6 +136,7 @@ cdef void fill(LockedBuffer buffer, object source) except *:
             raise ValueError(f"{view.len} bytes do not fill a buffer of {buffer.size}")
         memcpy(buffer.memory, view.buf, <size_t>view.len)
     finally:
+        qkn_forget_registers()
         PyBuffer_Release(&view)
 
 

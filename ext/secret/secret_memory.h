@@ -24,6 +24,8 @@ void qkn_working_free(void *memory, size_t bytes, int locked);
 
 /* Zero that the compiler may not remove. */
 void qkn_wipe(void *memory, size_t bytes);
+/* Zero the vector registers that a copy may have used, in the calling thread. */
+void qkn_forget_registers(void);
 /* 1 if equal, 0 if not; time depends on bytes alone. */
 int qkn_equal(const void *a, const void *b, size_t bytes);
 #endif

@@ -79,6 +79,9 @@ int qkn_sift_list(const uint32_t *slots, const uint8_t *patterns, size_t n, uint
             if (result.double_clicks >= coin_bits)
                 return QKN_SIFT_COINS;
             bit = get_bit(coins, result.double_clicks++);
+        } else {
+            result.single_clicks[x != 0]++;
+            result.single_ones[x != 0] += bit;
         }
         result.slot_bytes += put_distance(slot_list + result.slot_bytes, slot - next_listed);
         next_listed = slot + 1;
@@ -124,6 +127,7 @@ int qkn_sift_answer(const uint8_t *slot_list, size_t slot_bytes, const uint8_t *
         } else {
             put_bit(z_bits, result.z, bit);
             put_pair(z_intensities, result.z++, intensity);
+            result.ones += bit;
             result.n_z[intensity]++;
         }
     }
@@ -165,6 +169,7 @@ int qkn_sift_apply(const uint8_t *bits, const uint8_t *bases, size_t events, con
         } else {
             put_bit(z_bits, result.z, bit);
             put_pair(z_intensities, result.z++, intensity);
+            result.ones += bit;
             result.n_z[intensity]++;
         }
     }

@@ -19,6 +19,7 @@ enum {
 struct qkn_sift_listing {
     size_t events, slot_bytes;
     uint32_t double_clicks, crossed_clicks, dead_clicks;
+    uint32_t single_clicks[2], single_ones[2]; /* by basis: listed clicks of one detector, and those of its 1 */
 };
 
 /* Detections -> what Bob announces (slots as LEB128 distances less one, bases) and keeps (bits).
@@ -27,7 +28,7 @@ int qkn_sift_list(const uint32_t *slots, const uint8_t *patterns, size_t n, uint
                   size_t coin_bits, uint8_t *slot_list, uint8_t *bases, uint8_t *bits, struct qkn_sift_listing *out);
 
 struct qkn_sift_answer {
-    size_t matched, z, x;
+    size_t matched, z, x, ones; /* ones: among the z key bits */
     uint64_t n_z[4], n_x[4];
 };
 
@@ -40,7 +41,7 @@ int qkn_sift_answer(const uint8_t *slot_list, size_t slot_bytes, const uint8_t *
                     struct qkn_sift_answer *out);
 
 struct qkn_sift_outcome {
-    size_t matched, z, x;
+    size_t matched, z, x, ones; /* ones: among the z key bits */
     uint64_t n_z[4], n_x[4], m_x[4];
 };
 

@@ -13,12 +13,14 @@ cdef extern from "sifting.h" nogil:
     struct qkn_sift_listing:
         size_t events, slot_bytes
         uint32_t double_clicks, crossed_clicks, dead_clicks
+        uint32_t *single_clicks
+        uint32_t *single_ones
     struct qkn_sift_answer_t "qkn_sift_answer":
-        size_t matched, z, x
+        size_t matched, z, x, ones
         uint64_t *n_z
         uint64_t *n_x
     struct qkn_sift_outcome:
-        size_t matched, z, x
+        size_t matched, z, x, ones
         uint64_t *n_z
         uint64_t *n_x
         uint64_t *m_x
@@ -42,7 +44,7 @@ cdef dict FAULTS = {
 }
 
 
-cdef class Borrowed:
+cdef class _Borrowed:
     """A buffer held for the length of one call."""
 
     cdef Py_buffer view
@@ -73,7 +75,10 @@ cdef tuple by_intensity(const uint64_t *counts, unsigned intensities):
 
 @cython.final
 cdef class Listing:
-    """What Bob makes of the detections in one Window: public lists, and his bits."""
+    """What Bob makes of the detections in one Window: public lists, and his bits.
+
+    detectors: listed clicks of Z0, Z1, X0, X1 alone. Like his bits they are no one else's to know.
+    """
 
     cdef readonly size_t events
     cdef readonly bytes slots
@@ -82,6 +87,7 @@ cdef class Listing:
     cdef readonly uint32_t double_clicks
     cdef readonly uint32_t crossed_clicks
     cdef readonly uint32_t dead_clicks
+    cdef readonly tuple detectors
 
 
 def list_detections(object slots, object patterns, object coins, uint32_t dead_slots) -> Listing:
@@ -90,15 +96,15 @@ def list_detections(object slots, object patterns, object coins, uint32_t dead_s
     slots: uint32, rising, relative to the Window; patterns: uint8, bits Z0 Z1 X0 X1; coins: random bits, one per
     double click within a basis. Clicks within `dead_slots` after another click, and across bases, are left out.
     """
-    cdef Borrowed s = Borrowed(slots), p = Borrowed(patterns), c = Borrowed(coins)
+    cdef _Borrowed s = _Borrowed(slots), p = _Borrowed(patterns), c = _Borrowed(coins)
     cdef size_t n = <size_t>p.size()
     cdef qkn_sift_listing result
     cdef int status
     if s.size() != <Py_ssize_t>(4 * n):
         raise ValueError("slots and patterns differ in length")
     slot_list, bases, bits = bytearray(5 * n + 1), bytearray(bytes_for(n) + 1), WorkingBuffer(bytes_for(n) + 1)
-    cdef Borrowed sl = Borrowed(slot_list, PyBUF_WRITABLE), ba = Borrowed(bases, PyBUF_WRITABLE)
-    cdef Borrowed bi = Borrowed(bits, PyBUF_WRITABLE)
+    cdef _Borrowed sl = _Borrowed(slot_list, PyBUF_WRITABLE), ba = _Borrowed(bases, PyBUF_WRITABLE)
+    cdef _Borrowed bi = _Borrowed(bits, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_list(<const uint32_t *>s.view.buf, <const uint8_t *>p.view.buf, n, dead_slots,
                                <const uint8_t *>c.view.buf, 8 * <size_t>c.view.len, <uint8_t *>sl.view.buf,
@@ -113,16 +119,19 @@ def list_detections(object slots, object patterns, object coins, uint32_t dead_s
     listing.double_clicks = result.double_clicks
     listing.crossed_clicks = result.crossed_clicks
     listing.dead_clicks = result.dead_clicks
+    listing.detectors = (result.single_clicks[0] - result.single_ones[0], result.single_ones[0],
+                         result.single_clicks[1] - result.single_ones[1], result.single_ones[1])
     return listing
 
 
 @cython.final
 cdef class Sifted:
-    """The sifted key bits of one Window, with their intensities and the counts per intensity."""
+    """The sifted key bits of one Window, with their intensities and the counts per intensity; `ones` of the bits are 1."""
 
     cdef readonly size_t bits
     cdef readonly object z_bits
     cdef readonly object z_intensities
+    cdef readonly size_t ones
     cdef readonly tuple n_z
     cdef readonly tuple n_x
     cdef readonly tuple m_x
@@ -145,7 +154,7 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
     choices: a nibble per slot of the Window (bit 0 basis, bit 1 value, bits 2-3 intensity). RemoteProtocolError if
     the list is malformed.
     """
-    cdef Borrowed sl = Borrowed(slots), ba = Borrowed(bases), ch = Borrowed(choices)
+    cdef _Borrowed sl = _Borrowed(slots), ba = _Borrowed(bases), ch = _Borrowed(choices)
     cdef qkn_sift_answer_t result
     cdef int status
     if ch.size() < <Py_ssize_t>((<size_t>window_slots + 1) // 2):
@@ -156,9 +165,9 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
         raise RemoteProtocolError("sifting: bases and events of the list differ in length")
     matched, answered, x_bits = bytearray(bytes_for(events) + 1), bytearray(bytes_for(2 * events) + 1), bytearray(bytes_for(events) + 1)
     z_bits, z_intensities = WorkingBuffer(bytes_for(events) + 1), bytearray(bytes_for(2 * events) + 1)
-    cdef Borrowed m = Borrowed(matched, PyBUF_WRITABLE), a = Borrowed(answered, PyBUF_WRITABLE)
-    cdef Borrowed x = Borrowed(x_bits, PyBUF_WRITABLE), z = Borrowed(z_bits, PyBUF_WRITABLE)
-    cdef Borrowed zi = Borrowed(z_intensities, PyBUF_WRITABLE)
+    cdef _Borrowed m = _Borrowed(matched, PyBUF_WRITABLE), a = _Borrowed(answered, PyBUF_WRITABLE)
+    cdef _Borrowed x = _Borrowed(x_bits, PyBUF_WRITABLE), z = _Borrowed(z_bits, PyBUF_WRITABLE)
+    cdef _Borrowed zi = _Borrowed(z_intensities, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_answer(<const uint8_t *>sl.view.buf, <size_t>sl.view.len, <const uint8_t *>ba.view.buf, events,
                                  <const uint8_t *>ch.view.buf, window_slots, intensities, <uint8_t *>m.view.buf,
@@ -170,6 +179,7 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
         raise RemoteProtocolError(f"sifting: {FAULTS[status]}")
     cdef Sifted sifted = Sifted.__new__(Sifted)
     sifted.bits = result.z
+    sifted.ones = result.ones
     sifted.z_bits = z_bits
     sifted.z_intensities = zi.data()[:bytes_for(2 * result.z)]
     sifted.n_z = by_intensity(result.n_z, intensities)
@@ -185,8 +195,8 @@ def answer_list(object slots, object bases, size_t events, object choices, uint3
 
 def apply_answer(Listing listing, object matched, object intensities, object x_bits, unsigned intensity_count) -> Sifted:
     """Bob's sifted bits after Alice's answer; m_x are the errors in X. RemoteProtocolError if it does not fit the list."""
-    cdef Borrowed bi = Borrowed(listing.bits), ba = Borrowed(listing.bases), m = Borrowed(matched)
-    cdef Borrowed a = Borrowed(intensities), x = Borrowed(x_bits)
+    cdef _Borrowed bi = _Borrowed(listing.bits), ba = _Borrowed(listing.bases), m = _Borrowed(matched)
+    cdef _Borrowed a = _Borrowed(intensities), x = _Borrowed(x_bits)
     cdef size_t events = listing.events, matched_count = 0, x_count = 0
     cdef qkn_sift_outcome result
     cdef int status
@@ -200,7 +210,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
     if a.size() != <Py_ssize_t>bytes_for(2 * matched_count) or x.size() != <Py_ssize_t>bytes_for(x_count):
         raise RemoteProtocolError("sifting: the answer's intensities or X bits do not fit its matches")
     z_bits, z_intensities = WorkingBuffer(bytes_for(matched_count) + 1), bytearray(bytes_for(2 * matched_count) + 1)
-    cdef Borrowed z = Borrowed(z_bits, PyBUF_WRITABLE), zi = Borrowed(z_intensities, PyBUF_WRITABLE)
+    cdef _Borrowed z = _Borrowed(z_bits, PyBUF_WRITABLE), zi = _Borrowed(z_intensities, PyBUF_WRITABLE)
     with nogil:
         status = qkn_sift_apply(<const uint8_t *>bi.view.buf, <const uint8_t *>ba.view.buf, events,
                                 <const uint8_t *>m.view.buf, <const uint8_t *>a.view.buf, <const uint8_t *>x.view.buf,
@@ -209,6 +219,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
         raise RemoteProtocolError(f"sifting: {FAULTS[status]}")
     cdef Sifted sifted = Sifted.__new__(Sifted)
     sifted.bits = result.z
+    sifted.ones = result.ones
     sifted.z_bits = z_bits
     sifted.z_intensities = zi.data()[:bytes_for(2 * result.z)]
     sifted.n_z = by_intensity(result.n_z, intensity_count)
@@ -219,7 +230,7 @@ def apply_answer(Listing listing, object matched, object intensities, object x_b
 
 def copy_bits(object target, size_t target_bit, object source, size_t source_bit, size_t bits) -> None:
     """target[target_bit ...] = source[source_bit ... source_bit + bits); other bits of target are kept."""
-    cdef Borrowed t = Borrowed(target, PyBUF_WRITABLE), s = Borrowed(source)
+    cdef _Borrowed t = _Borrowed(target, PyBUF_WRITABLE), s = _Borrowed(source)
     if target_bit + bits > 8 * <size_t>t.size() or source_bit + bits > 8 * <size_t>s.size():
         raise ValueError("bits beyond the end of a buffer")
     with nogil:
@@ -228,7 +239,7 @@ def copy_bits(object target, size_t target_bit, object source, size_t source_bit
 
 def count_by_intensity(object mask, object intensities, size_t bits, unsigned intensity_count) -> tuple:
     """How many set bits of mask fall on each intensity (2-bit fields)."""
-    cdef Borrowed m = Borrowed(mask), a = Borrowed(intensities)
+    cdef _Borrowed m = _Borrowed(mask), a = _Borrowed(intensities)
     cdef uint64_t counts[4]
     if bits > 8 * <size_t>m.size() or 2 * bits > 8 * <size_t>a.size():
         raise ValueError("bits beyond the end of a buffer")

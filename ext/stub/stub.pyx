@@ -19,6 +19,7 @@ cdef extern from "ports/host.h" nogil:
     int QMP_TRANSFER_ENDED, QMP_TRANSFER_STALLED
     int QMP_FAULT_STALL, QMP_FAULT_NAK, QMP_FAULT_CRC, QMP_FAULT_GAP, QMP_FAULT_DROP, QMP_FAULT_TRUNCATE
     int QMP_FAULT_EMPTY, QMP_FAULT_DUPLICATE, QMP_FAULT_REORDER, QMP_FAULT_SESSION, QMP_FAULT_TYPE, QMP_FAULT_TAMPER
+    int QMP_FAULT_BLINDING
 
     struct qkn_optics_kernel:
         const char *name
@@ -82,6 +83,7 @@ FAULTS = {
     "drop": QMP_FAULT_DROP, "truncate": QMP_FAULT_TRUNCATE, "empty": QMP_FAULT_EMPTY,
     "duplicate": QMP_FAULT_DUPLICATE, "reorder": QMP_FAULT_REORDER, "session": QMP_FAULT_SESSION,
     "type": QMP_FAULT_TYPE, "tamper": QMP_FAULT_TAMPER,
+    "blinding": QMP_FAULT_BLINDING,
 }
 
 

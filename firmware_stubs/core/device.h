@@ -88,6 +88,7 @@ struct qmp_device {
     uint64_t packets, overflows, missed;
 #if QMP_FAULTS
     struct qmp_fault fault;
+    int blinded;
 #endif
 };
 

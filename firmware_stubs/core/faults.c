@@ -23,6 +23,10 @@ int qmp_fault_inject(struct qmp_device *device, int kind)
         qmp_device_latch(device, QMP_ALARM_TAMPER);
         return 0;
     }
+    if (kind == QMP_FAULT_BLINDING) {
+        device->blinded = 1;
+        return 0;
+    }
     if (kind <= QMP_FAULT_NONE || kind >= QMP_FAULT_KINDS || device->state != QMP_STREAMING)
         return -1;
     device->fault.kind = (enum qmp_fault_kind)kind;

@@ -24,6 +24,7 @@ enum qmp_fault_kind {
     QMP_FAULT_SESSION,   /* a packet carries the session before this one */
     QMP_FAULT_TYPE,      /* a packet of an unknown type */
     QMP_FAULT_TAMPER,    /* the tamper alarm latches */
+    QMP_FAULT_BLINDING,  /* bright light: the photocurrent soars, the bias voltage gives way, until a power cycle */
     QMP_FAULT_KINDS,
 };
 
@@ -36,7 +37,7 @@ struct qmp_fault {
 };
 
 struct qmp_device;
-/* 0, or -1 for an unknown kind or, the tamper alarm apart, a stream that does not run. */
+/* 0, or -1 for an unknown kind or, tamper and blinding apart, a stream that does not run. */
 int qmp_fault_inject(struct qmp_device *device, int kind);
 /* qmp_stream_packet with the faults that wait: status as qmp_stream_transfer, *size bytes written. */
 int qmp_fault_packet(struct qmp_device *device, uint64_t now, uint8_t *out, uint32_t *size);

@@ -40,6 +40,7 @@ from qkdnode.vault.service import Vault
 
 LINK, SIZE_BITS, STOCKED_BITS = "line", 256, 1 << 24
 ENDS = {"alice": ("app-a", "app-b", ALICE, "bob"), "bob": ("app-b", "app-a", BOB, "alice")}
+DEFAULTS = (40_960, 2_048)  # keys, and the credit of each application
 SAMPLE_S = 0.1
 # Counts the syncs of a process; SQLite calls them through the linker.
 SYNCS = """
@@ -169,7 +170,9 @@ def put_in_stock(site: Site, keys: int, credit: int) -> None:
             clock_ns=time.time_ns,
             create=True,
         ) as vault:
-            vault.call(ask.OpenLink(link=LINK, role=role, peer=peer))
+            state = vault.call(ask.OpenLink(link=LINK, role=role, peer=peer))
+            if state.greeting_key is not None:
+                state.greeting_key.release()
             for number in range(1, each + 1):
                 batch = BatchId(1, number)
                 material = hashlib.shake_256(b"%d" % number).digest(bits // 8)
@@ -285,8 +288,8 @@ def main(arguments: list[str]) -> None:
         case ["application", directory, node, keys, credit]:
             run_application(Path(directory), node, int(keys), int(credit))
         case _:
-            numbers = [*map(int, arguments), 40_960, 2_048][: max(2, len(arguments))]
-            print(json.dumps(measure(numbers[0], numbers[1] if len(arguments) > 1 else 2_048), indent=2))
+            keys, credit = [*map(int, arguments), *DEFAULTS[len(arguments) :]]
+            print(json.dumps(measure(keys, credit), indent=2))
 
 
 if __name__ == "__main__":

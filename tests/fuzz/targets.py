@@ -1,6 +1,6 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, supplies, vault_files
+from fuzz import audits, devices, files, kernels, links, operators, subscribers, supplies, vault_files
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
@@ -53,6 +53,43 @@ TARGETS: tuple[Target, ...] = (
         cost=150,
         memory=64 * MIB,
     ),
+    # Between a node and its subscribers
+    Target(
+        name="events/published",
+        run=subscribers.take_published,
+        seeds=subscribers.published_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events", "qkdnode.client.order"),
+        decoders=("wire.events.decode_published",),
+    ),
+    Target(
+        name="events/request",
+        run=subscribers.take_request,
+        seeds=subscribers.request_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events",),
+        decoders=("wire.events.decode_request",),
+    ),
+    Target(
+        name="events/answer",
+        run=subscribers.take_answer,
+        seeds=subscribers.answer_seeds,
+        mutators=subscribers.as_bodies,
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.events", "qkdnode.client.order"),
+        decoders=("wire.events.decode_answer",),
+    ),
+    Target(
+        name="events/subscription",
+        run=subscribers.take_pattern,
+        seeds=subscribers.pattern_seeds,
+        mutators=(as_bytes,),
+        allowed=(),
+        modules=("qkdnode.wire.events",),
+        decoders=("wire.events.pattern_of",),
+    ),
     # Between a node and its applications
     Target(
         name="supply/outer",
@@ -80,6 +117,42 @@ TARGETS: tuple[Target, ...] = (
         allowed=(RemoteProtocolError,),
         modules=("qkdnode.wire.supply",),
         decoders=("wire.supply.decode_from_node",),
+    ),
+    Target(
+        name="control/signed",
+        run=operators.take_signed,
+        seeds=operators.signed_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_signed",),
+    ),
+    Target(
+        name="control/from-agent",
+        run=operators.take_from_agent,
+        seeds=operators.from_agent_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_from_agent",),
+    ),
+    Target(
+        name="control/request",
+        run=operators.take_request,
+        seeds=operators.request_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_request",),
+    ),
+    Target(
+        name="control/answer",
+        run=operators.take_answer,
+        seeds=operators.answer_seeds,
+        mutators=(behind(1, as_msgpack), as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.control",),
+        decoders=("wire.control.decode_answer",),
     ),
     Target(
         name="supply/agreement",

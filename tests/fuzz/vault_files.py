@@ -16,9 +16,10 @@ from fuzz.engine import Violation
 from fuzz.files import IN_MEMORY
 from fuzz.mutation import pack
 from qkdnode.errors import QkdnodeError, VaultError
-from qkdnode.ids import KeyId
+from qkdnode.ids import PROVISIONED, KeyId
 from qkdnode.vault.records import RECORDS
 from qkdnode.vault.requests import ApplicationOutbox, NeighbourOutbox, NextSession, PadsLeft, ReservePads, Status
+from qkdnode.wire.messages import PadSpan
 
 CELL = struct.Struct("<BBB")  # table, column, row; table 255: the value is written over the file at column * 256 + row
 FILE = 255
@@ -116,7 +117,7 @@ def take_vault(data: bytes) -> Iterable[Hashable]:
         for request in (
             Status(),
             PadsLeft(link=LINK),
-            ReservePads(link=LINK, count=2, contiguous=True),
+            ReservePads(link=LINK, count=2, within=(PadSpan(PROVISIONED, 0, 64),), contiguous=True),
             NextSession(link=LINK),
             NeighbourOutbox(link=LINK),
             ApplicationOutbox(application=HERE.local),

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qkdnode.cli.audit import public_key, verify_export
-from qkdnode.node.provision import provision_application, provision_node, provision_pair
+from qkdnode.node.provision import provision_application, provision_node, provision_operator, provision_pair
 from qkdnode.vault.export_reader import export_audit
 
 Line = dict[str, Any]
@@ -202,6 +202,14 @@ class Site:
             config = self.configs[node]
             config["application"].append({"name": local, "public": f"{local}.public"})
             config["association"].append({"local": local, "remote": remote, "link": link})
+
+    def operator(self, name: str, node: str, *roles: str) -> Path:
+        """Provision an operator of a node, which then has a control socket; their identity file."""
+        config = self.configs[node]
+        config.setdefault("control", {"socket": f"{node}.control/socket"})
+        provision_operator(name, self.directory)
+        config.setdefault("operator", []).append({"name": name, "public": f"{name}.public", "roles": list(roles)})
+        return self.directory / f"{name}.operator"
 
     def passphrase(self, node: str) -> Path:
         """Where the passphrase of a node's vault is."""

@@ -80,6 +80,19 @@ def test_the_list_is_what_the_definition_says(seed: int, dead_slots: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_detectors_that_clicked_alone_and_ones_among_key_bits_are_counted(seed: int) -> None:
+    slots, patterns, _ = window(seed)
+    listing, answer, _, expected = sift(seed)
+    of_slot = dict(zip(slots.tolist(), patterns.tolist(), strict=True))
+    alone = [of_slot[slot] for slot, _, _ in expected if of_slot[slot] in (1, 2, 4, 8)]
+    assert listing.detectors == tuple(alone.count(1 << detector) for detector in range(4))
+    assert sum(listing.detectors) + listing.double_clicks == listing.events
+    assert answer.sifted.ones == sum(bits_of(answer.sifted.z_bits, answer.sifted.bits)) > 0
+    sifted = apply_answer(listing, answer.matched, answer.intensities, answer.x_bits, 2)
+    assert sifted.ones == sum(bits_of(sifted.z_bits, sifted.bits)) > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_both_ends_sift_the_same_events(seed: int) -> None:
     listing, answer, nibbles, expected = sift(seed)
     matched = [(slot, basis, bit) for slot, basis, bit in expected if nibbles[slot] & 1 == basis]

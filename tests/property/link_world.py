@@ -37,7 +37,7 @@ from qkdnode.vault import requests as ask
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.service import Vault
 from qkdnode.wire import codec
-from qkdnode.wire.messages import Parameters
+from qkdnode.wire.messages import Greeting, Hello, Parameters
 
 LINK = "a-b"
 NODES = {ALICE: "node-a", BOB: "node-b"}
@@ -73,6 +73,7 @@ ETA, MISALIGNMENT = 0.9, 0.004
 RECONNECT_S = 0.3
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # nothing here loses power: a sync to a disk only takes time
 SETTLES_WITHIN_S = 120.0
+FLOOD_S = 0.02
 
 
 @functools.cache
@@ -174,7 +175,11 @@ class Plan(msgspec.Struct, frozen=True):
     stranger: str | None = None  # who has not heard of the applications
     restored: str | None = None  # whose vault is put back to an older copy
     copied_s: float = 0.0
-    restored_s: float = 0.0
+    restored_s: float | None = 0.0  # after the copy was taken; None: when a fault says so
+    gone: tuple[tuple[str, float, float], ...] = ()  # who loses power, when, and for how many seconds
+    wait_s: float = 0.0  # between the last Window and the calm
+    windows_after: int = 0  # Windows after that wait
+    flood: str | None = None  # to whom the wire repeats every Greeting and Hello that it has heard, all the time
 
 
 class Log:
@@ -220,6 +225,7 @@ class Life:
                 ask=self.ask,
                 draw=lambda size: SecretBuffer.copy_of(world.draws.randbytes(size)),
                 alarm=self._alarm,
+                clear=lambda code, subject: None,
                 record=lambda kind, subject, details: None,
                 notify_supply=lambda application: self._for_application.set(),
                 monotonic_ns=lambda: round(world.loop.time() * 1e9),
@@ -395,9 +401,11 @@ class World:
         self._times: Counter[tuple[str, str]] = Counter()
         self._connection = 0
         self._free_s = dict.fromkeys(ROLES, 0.0)
+        self._openings: dict[str, list[bytes]] = {role: [] for role in ROLES}
         self._burials: list[asyncio.Task[None]] = []
         self._place = tempfile.TemporaryDirectory(prefix="qkdnode-world-", dir=MEMORY)
         self._directories = 0
+        self._older = Path()
         self._window = 0
 
     def play(self) -> "World":
@@ -418,7 +426,15 @@ class World:
             self.start(role, self._copy(template / role))
         if self.plan.restored is not None:
             self.loop.create_task(self._restore(self.plan.restored)).add_done_callback(self.watch)
+        for role, when_s, down_s in self.plan.gone:
+            self.loop.call_later(when_s, self.crash, role, down_s)
+        if self.plan.flood is not None:
+            self.loop.create_task(self._flood(self.plan.flood)).add_done_callback(self.watch)
         for _ in range(self.plan.windows):
+            await asyncio.sleep(WINDOW_S)
+            self._shine()
+        await asyncio.sleep(self.plan.wait_s)
+        for _ in range(self.plan.windows_after):
             await asyncio.sleep(WINDOW_S)
             self._shine()
         await self._settle()
@@ -439,9 +455,20 @@ class World:
 
     async def _restore(self, role: str) -> None:
         await asyncio.sleep(self.plan.copied_s)
-        copy = self._copy(self.lives[role].directory)
-        await asyncio.sleep(self.plan.restored_s)
-        self.crash(role, 1.0, copy)
+        self._older = self._copy(self.lives[role].directory)
+        if self.plan.restored_s is not None:
+            await asyncio.sleep(self.plan.restored_s)
+            self.crash(role, 1.0, self._older)
+
+    async def _flood(self, victim: str) -> None:
+        """Whatever opens a session, from every session that there was, again and again."""
+        while not self.calm:
+            await asyncio.sleep(FLOOD_S)
+            for raw in self._openings[other_role(victim)]:
+                if self.connected and self.lives[victim].alive:
+                    self.lives[victim].arrive(raw)
+                    if isinstance(codec.decode(raw).message, Greeting):
+                        self.lives[victim].arrive(raw[:-1] + bytes([raw[-1] ^ 1]))
 
     async def _end(self) -> None:
         for life in self.lives.values():
@@ -521,6 +548,8 @@ class World:
     def carry(self, role: str, raw: bytes) -> None:
         frame = codec.decode(raw)
         self.rules.sent(role, frame)
+        if isinstance(frame.message, Greeting | Hello):
+            self._openings[role].append(raw)
         fault = self.fault_of(role, type(frame.message).__name__)
         if fault is None:
             self._forward(role, raw)
@@ -594,6 +623,18 @@ class World:
         damaged[bit // 8] ^= 1 << bit % 8
         self._forward(role, bytes(damaged))
 
+    def _restore_sender(self, role: str, raw: bytes, size: float) -> None:
+        """What is sent is lost, and the sender comes back with the older copy of its vault."""
+        self.rules.altered(codec.decode(raw))
+        self.crash(role, size, self._older)
+
+    def _deny(self, role: str, raw: bytes, size: float) -> None:
+        """A Greeting arrives as one of an end that has seen nothing."""
+        frame = codec.decode(raw)
+        denied = codec.encode_body(msgspec.structs.replace(frame.message, seen=()))
+        trailer = raw[codec.HEADER.size + len(frame.body) :]
+        self._forward(role, frame.header.pack() + denied + trailer)
+
     def _contradict(self, role: str, raw: bytes, size: float) -> None:
         frame = codec.decode(raw)
         answer = msgspec.structs.replace(frame.message, ready=not frame.message.ready)  # type: ignore[attr-defined]
@@ -620,6 +661,8 @@ ACTS = {
     "reflect": World._reflect,
     "corrupt": World._corrupt,
     "contradict": World._contradict,
+    "deny": World._deny,
+    "restore sender": World._restore_sender,
     "crash sender": World._crash_sender,
     "crash receiver": World._crash_receiver,
     "crash both": World._crash_both,

@@ -5,12 +5,15 @@ import contextlib
 from link_world import LINK, NODES
 
 from qkdnode.errors import RemoteProtocolError
-from qkdnode.ids import ALICE, BOB, PROVISIONED, short_digest
+from qkdnode.ids import ALICE, BOB, PROVISIONED, BatchId, short_digest
 from qkdnode.wire import codec
-from qkdnode.wire.messages import Delivered, Greeting, Mark, Message, Subscription
+from qkdnode.wire.messages import Delivered, Greeting, Mark, Message, PadSpan, Statement, Subscription
 
+STATEMENT = Statement(b"start 02", 7, BatchId(1, 0), (Mark(PROVISIONED, 20),), ())
 MESSAGES: tuple[Message, ...] = (
-    Greeting(NODES[ALICE], LINK, b"pair", 3, 0, (Mark(PROVISIONED, 20),), ()),
+    Greeting(
+        NODES[ALICE], LINK, b"pair", b"start 01", 3, b"", 0, False, "", STATEMENT, 4, (PadSpan(PROVISIONED, 8, 12),)
+    ),
     Subscription("payroll", "ledger", True, 256, 6),
     Delivered(7, "payroll", bytes(16)),
 )

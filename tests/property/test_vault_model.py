@@ -28,6 +28,7 @@ from qkdnode.vault.requests import (
     Associate,
     BatchRecord,
     FindAnswer,
+    GrantPads,
     KeysDelivered,
     NeighbourOutbox,
     OpenKey,
@@ -40,6 +41,7 @@ from qkdnode.vault.requests import (
     Request,
     ReservePads,
     SettlePending,
+    StateLink,
     Status,
     StoreAbandoned,
     StorePending,
@@ -199,7 +201,9 @@ class Ends(RuleBasedStateMachine):
     @rule(role=ROLES, count=st.integers(1, 20), contiguous=st.booleans())
     def reserve(self, role: str, count: int, contiguous: bool) -> None:
         try:
-            pads = self.ask(role, ReservePads(link=LINK, count=count, contiguous=contiguous))
+            sending = self.ask(role, StateLink(link=LINK)).sending
+            spans = self.ask(other_role(role), GrantPads(link=LINK, count=count, sending=sending))
+            pads = self.ask(role, ReservePads(link=LINK, count=count, within=spans, contiguous=contiguous))
         except PoolExhaustedError:
             return
         assert self.pads[role].isdisjoint(pads), "a pad reserved twice"

@@ -20,6 +20,7 @@ class LinkEnd:
         self.end = end
         self.sent: list[bytes] = []
         self.alarms: list[str] = []
+        self.cleared: list[str] = []
         self.seen: list[Mark] = []
         self.answers: dict[BatchId, bytes] = {}
         self.link = Link(
@@ -36,6 +37,7 @@ class LinkEnd:
                 ask=self.ask,
                 draw=SecretBuffer,
                 alarm=lambda code, subject, detail: self.alarms.append(code),
+                clear=lambda code, subject: self.cleared.append(code),
                 record=lambda kind, subject, details: None,
                 notify_supply=lambda application: None,
                 monotonic_ns=lambda: 0,

@@ -6,10 +6,10 @@ from qkdnode.authentication import session as sessions
 from qkdnode.authentication.pool import AuthKeyPool, Segment
 from qkdnode.authentication.session import Session, State
 from qkdnode.errors import AuthenticationError, RemoteProtocolError
-from qkdnode.ids import ALICE, BOB, PROVISIONED, PadAddress
+from qkdnode.ids import ALICE, BOB, PROVISIONED, BatchId, PadAddress
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire import codec
-from qkdnode.wire.messages import Greeting, Hello, Message, Parameters
+from qkdnode.wire.messages import Greeting, Hello, Mark, Message, PadSpan, Parameters, Statement
 
 PADS = 64
 NAMES = {ALICE: "node-a", BOB: "node-b"}
@@ -41,12 +41,21 @@ def pair_material(pads: int = PADS) -> SecretBuffer:
 class SessionEnd:
     """One end: marks that only rise, counters that only rise, and what it has put on the wire."""
 
-    def __init__(self, role: str, parameters: Parameters = PARAMETERS, pads: int = PADS, marks: int = 0) -> None:
+    def __init__(
+        self,
+        role: str,
+        parameters: Parameters = PARAMETERS,
+        pads: int = PADS,
+        marks: int = 0,
+        run: bytes = b"start 01",
+    ) -> None:
         self.role = role
         self.pool = AuthKeyPool(role)
         self.pool.add(Segment(PROVISIONED, pads, pair_material(pads), marks, 0))
         self.mark = marks
         self.counter = 0
+        self.granted = marks  # of the peer's half
+        self.refuses = ""  # what the vault finds of the peer's Greeting
         peer = BOB if role == ALICE else ALICE
         self.session = Session(
             node=NAMES[role],
@@ -54,6 +63,8 @@ class SessionEnd:
             role=role,
             link="a-b",
             pair=b"pair",
+            start=run,
+            greeting_key=SecretBuffer.copy_of(bytes(range(64))),
             parameters=parameters,
             pool=self.pool,
             software="test",
@@ -88,13 +99,30 @@ class SessionEnd:
                 case sessions.DrawCounter():
                     self.counter += 1
                     todo = self.session.counter_drawn(effect, self.counter) + todo
+                case sessions.Greet():
+                    self.wire.append(self.session.greeting(effect, self.statement()))
+                case sessions.Admit(greeting=greeting):
+                    granted = self.grant(greeting) if not self.refuses else ()
+                    todo = self.session.admitted(greeting, granted, self.refuses) + todo
                 case sessions.ReservePads(count=count):
+                    span = self.pool.allowed()[-1]
+                    self.mark = max(self.mark, span.first)
                     pads = self.reserve(count)
+                    assert pads[-1].index < span.end, "a pad was not granted"
                     for pad in pads:
                         self.pool.reserved(pad)
                     todo = self.session.pads_reserved(pads) + todo
                 case _:
                     self.effects.append(effect)
+
+    def statement(self) -> Statement:
+        return Statement(b"", 0, BatchId(0, 0), (Mark(PROVISIONED, self.mark),), ())
+
+    def grant(self, greeting: Greeting) -> tuple[PadSpan, ...]:
+        """Beyond what was granted before; `say` takes pads of its half as if more had been granted meanwhile."""
+        first = max([self.granted, *(mark.index for mark in greeting.statement.sending)])
+        self.granted = first + greeting.wanted
+        return (PadSpan(PROVISIONED, first, self.granted),) if greeting.wanted else ()
 
     def say(self, message: Message) -> None:
         if not self.pool.granted:
@@ -107,7 +135,7 @@ class SessionEnd:
             frame = codec.decode(raw)
             self.session.addressed(frame)
             if isinstance(frame.message, Greeting):
-                self.follow(self.session.greeted(frame.message))
+                self.follow(self.session.greeted(frame))
                 return
             self.session.opened(frame)
         except (RemoteProtocolError, AuthenticationError) as error:

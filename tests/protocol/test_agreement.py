@@ -49,6 +49,7 @@ class End:
             ask=self._ask,
             draw=SecretBuffer,
             alarm=lambda code, subject, detail: self.alarms.append(code),
+            clear=lambda code, subject: None,
             record=lambda kind, subject, details: None,
             notify_supply=self.told.append,
             monotonic_ns=lambda: round(self.loop.time() * 1e9),

@@ -152,6 +152,9 @@ class SimulatedEntropy:
     def statistics(self) -> Any:
         return None
 
+    def acknowledge(self, serial: str) -> bool:
+        return False
+
     async def stop(self) -> None: ...
 
 
@@ -202,6 +205,9 @@ class SimulatedModule:
 
     def statistics(self) -> Any:
         return None
+
+    def acknowledge(self) -> bool:
+        return False
 
     def _next(self) -> None:
         now = self._life.loop.time()
@@ -263,6 +269,9 @@ class SimulatedWorld(World):
         vault = self._site.opened(core, SimulatedVault(core, self._site, self._life))
         await self._life.while_alive()
         return vault
+
+    async def free_bytes(self, directory: Path) -> int:
+        return 1 << 40
 
     def entropy(self, config: Config, *, on_change: Any, on_alarm: Any) -> Any:
         return SimulatedEntropy(self._site)

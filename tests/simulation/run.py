@@ -443,7 +443,8 @@ def _at_disk_operation(simulation: Simulation, how: str) -> None:
 
 DECISIVE = (
     ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
-    ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.ReservePads,
+    ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
+    ask.ReservePads,
 )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ import pytest
 from qkdnode import config
 from qkdnode.config import AuthenticationSection, DistillSection, Section, decode_config
 from qkdnode.device.alarms import AlarmCode as DeviceAlarmCode
-from qkdnode.watch.alarms import AlarmCode
+from qkdnode.watch.alarms import KINDS as ALARM_KINDS
+from qkdnode.watch.alarms import AlarmCode, Clearing
+from qkdnode.wire import events as wire_events
 from qkdnode.wire import supply
 from qkdnode.wire.messages import KINDS, Kind, Parameters
 
@@ -22,11 +24,18 @@ README = (ROOT / "README.md").read_text()
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
 KINDS_TABLE = PROTOCOL.split("\n### All kinds\n")[1].split("\n## ")[0]
 SUPPLY = PROTOCOL.split("\n## 10 Supply\n")[1].split("\n## ")[0]
+EVENTS = PROTOCOL.split("\n## 12 Events\n")[1]
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 FOLDERS = ("agent", "ext", "firmware_stubs", "hil", "tests", "docs", "distill", "authentication", "link")
 INSIDE_PACKAGE = ("distill", "authentication", "link")
+SAMPLE = (ROOT / "agent/qkdnode/packaging/sample.toml").read_text()
 KIB = 1 << 10
+ENDS = {
+    Clearing.SIGNAL: "ends with its cause",
+    Clearing.QUIET: "ends by quiet",
+    Clearing.PERSON: "ends by a person",
+}
 
 
 def example() -> str:
@@ -116,9 +125,24 @@ def test_the_protocol_lists_every_supply_message_under_its_tag() -> None:
         assert f"| `{message.__name__}` |" in row_of(SUPPLY, str(message.__struct_config__.tag))
 
 
+def test_the_protocol_lists_every_message_about_events_with_its_fields() -> None:
+    messages = [
+        value
+        for value in vars(wire_events).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__struct_config__.tag is not None
+    ]
+    assert len(messages) == 7
+    for message in messages:
+        row = row_of(EVENTS, str(message.__struct_config__.tag))
+        assert f"| `{message.__name__}` |" in row
+        assert not [name for name in message.__struct_fields__ if not re.search(rf"\b{name}\b", row)]
+
+
 @pytest.mark.parametrize("code", list(AlarmCode), ids=str)
 def test_every_alarm_has_its_row_in_the_operators_table(code: AlarmCode) -> None:
-    assert row_of(OPERATIONS.split("## Alarms")[1], code).count("|") == 4
+    row = row_of(OPERATIONS.split("## Alarms")[1], code)
+    assert row.count("|") == 4
+    assert f"| *{ALARM_KINDS[code].severity}, {ENDS[ALARM_KINDS[code].clearing]}:* " in row
 
 
 @pytest.mark.parametrize("code", list(DeviceAlarmCode), ids=str)
@@ -146,11 +170,12 @@ def test_the_example_configuration_decodes_and_shows_the_defaults() -> None:
         assert shown == type(shown)(**required)
 
 
-def test_the_example_configuration_shows_every_key_that_there_is() -> None:
-    keys = set(re.findall(r"\b([a-z_]+)(?= =|\]|\.)", example())) | set(tomllib.loads(example()))
+def test_the_examples_of_configurations_show_every_key_that_there_is() -> None:
+    shown = f"{example()}\n{SAMPLE}"
+    keys = set(re.findall(r"\b([a-z_]+)(?= =|\]|\.)", shown)) | {*tomllib.loads(example()), *tomllib.loads(SAMPLE)}
     for section in sections():
         missing = [name for name in section.__struct_fields__ if name not in keys]
-        assert not missing, f"{section.__name__} has {missing}, which the README does not show"
+        assert not missing, f"{section.__name__} has {missing}, which neither the README nor the sample shows"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

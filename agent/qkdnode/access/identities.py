@@ -1,12 +1,14 @@
 """Public identities of nodes and applications: what one side must know of the other before it listens to it."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from qkdnode.config import Name
 from qkdnode.errors import ConfigError
+
+Decoded = TypeVar("Decoded")
 
 # 40 characters of Z85 (ZeroMQ RFC 32) are 32 bytes; 44 of base64 likewise, the last of them without unused bits set: a
 # key has one spelling, for its text is signed and compared.
@@ -36,21 +38,44 @@ class ApplicationIdentity(PublicIdentity, frozen=True, kw_only=True, tag="applic
     """A peer that is supplied with keys."""
 
 
+class OperatorIdentity(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="operator", forbid_unknown_fields=True
+):
+    """A person at the control socket: a name and the Ed25519 key that signs their requests."""
+
+    name: Name
+    ed25519: Ed25519Text
+
+
 Identity = NodeIdentity | ApplicationIdentity
 _decoder: msgspec.json.Decoder[Identity] = msgspec.json.Decoder(Identity)
+_operator_decoder: msgspec.json.Decoder[Identity | OperatorIdentity] = msgspec.json.Decoder(Identity | OperatorIdentity)
 MAX_PUBLIC_BYTES = 4096
 
 
-def encode_public(identity: Identity) -> bytes:
+def encode_public(identity: Identity | OperatorIdentity) -> bytes:
     """The contents of a NAME.public file."""
     return msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
 
 
 def decode_public(data: bytes, source: str) -> Identity:
-    """The identity in a NAME.public file; ConfigError names `source` and the field at fault."""
+    """The node or application in a NAME.public file; ConfigError names `source` and the field at fault."""
+    return _decode(_decoder, data, source)
+
+
+def decode_public_operator(data: bytes, source: str) -> OperatorIdentity:
+    """The operator in a NAME.public file; ConfigError names `source` and the field at fault."""
+    identity = _decode(_operator_decoder, data, source)
+    if not isinstance(identity, OperatorIdentity):
+        kind = "node" if isinstance(identity, NodeIdentity) else "application"
+        raise ConfigError(f"{source} is the identity of {kind} {identity.name}; an operator's is needed here")
+    return identity
+
+
+def _decode(decoder: msgspec.json.Decoder[Decoded], data: bytes, source: str) -> Decoded:
     if len(data) > MAX_PUBLIC_BYTES:
         raise ConfigError(f"{source} is {len(data)} bytes long and no public identity: give the file NAME.public")
     try:
-        return _decoder.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{source} is not a public identity ({error}): give the file NAME.public") from None

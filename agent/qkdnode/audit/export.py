@@ -46,8 +46,7 @@ def write_export(
     `leaves` in order from the first; `checkpoints` as (size, note) by rising size, each written after leaf `size` - 1.
     Those over more leaves than are given are left out.
     """
-    key = base64.b64encode(public_key).decode()
-    yield verifier.write_line({"format": verifier.FORMAT, "origin": origin, "public_key": key})
+    yield header_line(origin, public_key)
     notes = iter(checkpoints)
     ahead = next(notes, None)
     for count, leaf in enumerate(chain(leaves, (None,))):
@@ -56,6 +55,21 @@ def write_export(
             ahead = next(notes, None)
         if leaf is not None:
             yield verifier.write_line({"leaf": leaf.decode(), "hash": leaf_hash(leaf).hex()})
+
+
+def header_line(origin: str, public_key: bytes) -> str:
+    """The first line of an export."""
+    key = base64.b64encode(public_key).decode()
+    return verifier.write_line({"format": verifier.FORMAT, "origin": origin, "public_key": key})
+
+
+def page_lines(position: int, leaves: Iterable[str], checkpoints: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """The lines of leaves, the first of them at `position`, and of the checkpoints that stand after one of them."""
+    notes = dict(checkpoints)
+    for size, leaf in enumerate(leaves, position + 1):
+        yield verifier.write_line({"leaf": leaf, "hash": leaf_hash(leaf.encode()).hex()})
+        if size in notes:
+            yield verifier.write_line({"checkpoint": notes[size]})
 
 
 def read_export(lines: Iterable[bytes | str]) -> Iterator[Item]:

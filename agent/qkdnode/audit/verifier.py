@@ -33,7 +33,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 try:
-    from qkdnode.errors import AuditUnreadableError
+    from qkdnode.errors import AuditUnreadableError  # pyright: ignore[reportAssignmentType]
 except ImportError:  # the file was copied out of its package
 
     class AuditUnreadableError(Exception):  # type: ignore[no-redef]

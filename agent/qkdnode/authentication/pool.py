@@ -1,17 +1,15 @@
 """The authentication-key pool shared with one peer."""
 
 from collections import deque
-from collections.abc import Callable
 
 import msgspec
 
 from qkdnode.errors import AuthenticationError, LocalProtocolError
 from qkdnode.ids import ALICE, BatchId, PadAddress
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.wire.messages import Mark
+from qkdnode.wire.messages import PadSpan
 
 PAD_BYTES = 16
-STATED_MARKS = 64  # how many segments a Greeting can state
 
 
 class Segment(msgspec.Struct):
@@ -27,19 +25,53 @@ class Segment(msgspec.Struct):
 class AuthKeyPool:
     """Authentication key shared with one peer, spent once and never twice.
 
-    Pads of our half come only from `grant`: the vault has moved its durable mark over them before. Pads of the peer's
-    half are accepted in rising order within a segment, so a replayed tag finds its pad behind the mark.
+    Pads of our half come only from `grant`: the peer has granted them since this agent started, and the vault has moved
+    its durable mark over them. Pads of the peer's half are accepted in rising order within a segment, so a replayed tag
+    finds its pad behind the mark.
     """
 
     def __init__(self, role: str) -> None:
         self._role = role
         self._segments: dict[BatchId, Segment] = {}
         self._granted: deque[PadAddress] = deque()
+        self._allowed: list[PadSpan] = []  # what the peer has granted; never kept over a start of either end
+        self._granter = b""  # the start of the peer that granted them
 
     def add(self, segment: Segment) -> None:
         """Make a segment's material available for verification; the vault decides which may be used to send."""
         if self._segments.setdefault(segment.name, segment) is not segment:
             segment.material.release()
+
+    def admit(self, start: bytes) -> None:
+        """What another run of the peer has granted no longer holds: the vault of this one may not know of it."""
+        if start != self._granter:
+            self._granter = start
+            self._allowed.clear()
+
+    def allow(self, spans: tuple[PadSpan, ...]) -> None:
+        """The peer's vault has granted these pads of our half: they may be reserved."""
+        for span in spans:
+            last = self._allowed[-1] if self._allowed else None
+            if last is not None and (last.segment, last.end) == (span.segment, span.first):
+                self._allowed[-1] = PadSpan(span.segment, last.first, span.end)
+            else:
+                self._allowed.append(span)
+
+    def allowed(self) -> tuple[PadSpan, ...]:
+        """What of the granted pads is not yet reserved."""
+        left = []
+        for span in self._allowed:
+            segment = self._segments.get(span.segment)
+            first = span.first if segment is None else max(span.first, segment.sending)
+            if segment is not None and first < span.end:
+                left.append(PadSpan(span.segment, first, span.end))
+        self._allowed = left
+        return tuple(left)
+
+    def lacks(self, count: int, granter: bytes) -> int:
+        """How many consecutive pads that run of the peer must grant before `count` can be had; 0 or `count`."""
+        spans = self.allowed() if granter == self._granter else ()
+        return 0 if self._run(count) or any(span.end - span.first >= count for span in spans) else count
 
     def grant(self, addresses: tuple[PadAddress, ...]) -> None:
         """Take over pads that the vault has durably reserved for sending."""
@@ -68,8 +100,8 @@ class AuthKeyPool:
 
         A Hello under pads that are reserved later would make the peer take those before it for replayed.
         """
-        run = tuple(self._granted)[:count]
-        if len(run) == count and run[-1] == PadAddress(run[0].segment, run[0].index + count - 1):
+        run = self._run(count)
+        if run:
             for _ in run:
                 self._granted.popleft()
             return run
@@ -94,35 +126,18 @@ class AuthKeyPool:
         segment = self._segments.get(address.segment)
         return segment is not None and segment.seen <= address.index < segment.pads_per_direction
 
-    def sending_marks(self) -> tuple[Mark, ...]:
-        """What this end has reserved, newest segments first, for a Greeting."""
-        return self._marks(lambda segment: segment.sending)
-
-    def seen_marks(self) -> tuple[Mark, ...]:
-        """What this end has seen of the peer's half."""
-        return self._marks(lambda segment: segment.seen)
-
-    def overtaken_by(self, seen: tuple[Mark, ...]) -> str | None:
-        """Why this end must hold an older vault, if the peer has seen pads beyond our own marks; else None."""
-        for mark in seen:
-            segment = self._segments.get(mark.segment)
-            if segment is None:
-                if mark.index and mark.segment > max(self._segments, default=mark.segment):
-                    return f"the peer has seen pads of segment {mark.segment}, which this vault does not hold"
-            elif mark.index > segment.sending:
-                return f"the peer has seen pad {mark.index - 1} of segment {mark.segment}; this vault reserved fewer"
-        return None
-
     def close(self) -> None:
         """Wipe the material."""
         for segment in self._segments.values():
             segment.material.release()
         self._segments.clear()
         self._granted.clear()
+        self._allowed.clear()
 
-    def _marks(self, index: Callable[[Segment], int]) -> tuple[Mark, ...]:
-        newest = sorted(self._segments, reverse=True)[:STATED_MARKS]
-        return tuple(Mark(name, index(self._segments[name])) for name in newest)
+    def _run(self, count: int) -> tuple[PadAddress, ...]:
+        run = tuple(self._granted)[:count]
+        consecutive = len(run) == count and run[-1] == PadAddress(run[0].segment, run[0].index + count - 1)
+        return run if consecutive else ()
 
     def _find(self, name: BatchId) -> Segment:
         try:

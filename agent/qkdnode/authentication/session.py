@@ -11,7 +11,7 @@ from qkdnode.authentication.pool import AuthKeyPool
 from qkdnode.authentication.tags import VaultMac, tag_message
 from qkdnode.authentication.transcript import Transcript
 from qkdnode.errors import AuthenticationError, LocalProtocolError, RemoteProtocolError
-from qkdnode.ids import ALICE, BatchId, PadAddress, other_role, short_digest
+from qkdnode.ids import ALICE, BOB, BatchId, PadAddress, other_role, short_digest
 from qkdnode.native.secret import SecretBuffer, equal
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
@@ -21,13 +21,16 @@ from qkdnode.wire.messages import (
     Greeting,
     Hello,
     Message,
+    PadSpan,
     Parameters,
     Protection,
     SiftList,
+    Statement,
 )
 
 HELLO_PADS = 4  # hash key, two for the vault key, the Hello's own tag
 STATED_PENDING = 256  # how many Batches a Hello can state; the others follow in later sessions
+STATED_REASON = 256  # characters of a refusal
 RENEW_AFTER_MESSAGES = 2**20
 
 
@@ -35,8 +38,9 @@ class State(Enum):
     """Where the session stands."""
 
     IDLE = "no greeting sent"
-    GREETING = "greeting sent, the peer's awaited"
-    RESERVING = "both counters known, pads for our Hello being reserved"
+    GREETING = "greeting sent, the peer's answer awaited"
+    ADMITTED = "the peer's answer believed and journalled, its grant of pads awaited"
+    RESERVING = "pads granted, those of our Hello being reserved"
     HELLO = "our Hello sent, the peer's awaited"
     OPEN = "both Hellos verified"
 
@@ -50,7 +54,24 @@ class Send(msgspec.Struct, frozen=True):
 class DrawCounter(msgspec.Struct, frozen=True):
     """Effect: draw the next session counter from the vault, then call `counter_drawn`."""
 
-    answer_to: int
+    asked: Greeting | None = None  # which greeting of the peer it is to answer
+
+
+class Greet(msgspec.Struct, frozen=True):
+    """Effect: have the vault state what it holds, give it to `greeting`, and send what that returns."""
+
+    counter: int
+    answer_start: bytes = b""
+    answer_to: int = 0
+    admitted: bool = False
+    refused: str = ""
+    granted: tuple[PadSpan, ...] = ()
+
+
+class Admit(msgspec.Struct, frozen=True):
+    """Effect: have the vault compare, journal and grant, then call `admitted` with what it said."""
+
+    greeting: Greeting
 
 
 class ReservePads(msgspec.Struct, frozen=True):
@@ -72,14 +93,21 @@ class Reset(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Failed(msgspec.Struct, frozen=True):
-    """Effect: no session: an operator must act, unless an attacker wants him to think so."""
+class Doubted(msgspec.Struct, frozen=True):
+    """Effect: something that anybody may have sent is wrong: a person should know, and nothing else happens."""
 
     code: str
     reason: str
 
 
-Effect = Send | DrawCounter | ReservePads | Opened | Reset | Failed
+class Failed(msgspec.Struct, frozen=True):
+    """Effect: no session on what the peer has authentically said: an operator must act."""
+
+    code: str
+    reason: str
+
+
+Effect = Send | DrawCounter | Greet | Admit | ReservePads | Opened | Reset | Doubted | Failed
 SETTLING = (BatchClaim, BatchCommit, BatchAnswer)
 
 
@@ -99,6 +127,8 @@ class Session:
         role: str,
         link: str,
         pair: bytes,
+        start: bytes,
+        greeting_key: SecretBuffer,
         parameters: Parameters,
         pool: AuthKeyPool,
         software: str,
@@ -107,10 +137,15 @@ class Session:
         self.session = 0
         self.tagged = 0
         self._node, self._peer, self._role, self._link = node, peer, role, link
-        self._pair, self._parameters, self._pool, self._software = pair, parameters, pool, software
+        self._pair, self._start, self._parameters, self._pool, self._software = pair, start, parameters, pool, software
+        with memoryview(greeting_key) as keys:
+            self._greeting_macs = {ALICE: VaultMac(keys[:32]), BOB: VaultMac(keys[32:])}
+        greeting_key.release()
         self._ours, self._theirs = short_digest(node), short_digest(peer)
         self._unsettled: tuple[BatchId, ...] = ()
+        self._offer = 0  # a counter drawn, and not yet one of a session
         self._counter = self._peer_counter = 0
+        self._peer_start = b""
         self._send_next = self._receive_next = 0
         self._hash_keys: dict[str, PadAddress] = {}
         self._hash_key_material: dict[str, SecretBuffer] = {}
@@ -124,59 +159,116 @@ class Session:
     def begin(self, unsettled: tuple[BatchId, ...]) -> list[Effect]:
         """Start anew from this end, or again after a loss."""
         self._unsettled = unsettled
-        self._forget()
-        self.state = State.IDLE
-        return [DrawCounter(0)]
+        self.end()
+        if self._offer:
+            self.state = State.GREETING
+            return [Greet(self._offer)]
+        return [DrawCounter()]
 
     def counter_drawn(self, effect: DrawCounter, counter: int) -> list[Effect]:
         """The vault's next session counter: greet with it."""
-        self._counter = counter
-        effects: list[Effect] = [self._greet(effect.answer_to)]
-        if effect.answer_to:
-            self._peer_counter = effect.answer_to
-            return effects + self._reserve()
-        self.state = State.GREETING
-        return effects
+        self._offer = counter
+        if self.state is State.IDLE:
+            self.state = State.GREETING
+        asked = effect.asked
+        return [Greet(counter) if asked is None else Greet(counter, asked.start, asked.counter)]
 
-    def greeted(self, greeting: Greeting, unsettled: tuple[BatchId, ...] = ()) -> list[Effect]:
-        """The peer's Greeting: it answers ours, or asks for an answer. It moves nothing of the pool."""
+    def greeting(self, effect: Greet, statement: Statement) -> bytes:
+        """The frame of a Greeting."""
+        greeting = Greeting(
+            node=self._node,
+            link=self._link,
+            pair=self._pair,
+            start=self._start,
+            counter=effect.counter,
+            answer_start=effect.answer_start,
+            answer_to=effect.answer_to,
+            admitted=effect.admitted,
+            refused=effect.refused,
+            statement=statement,
+            wanted=self._pool.lacks(HELLO_PADS, effect.answer_start),
+            granted=effect.granted,
+        )
+        header = codec.Header(self._ours, self._theirs, codec.kind_of(greeting).code, self._role, 0, 0).pack()
+        body = codec.encode_body(greeting)
+        return codec.join(header, body, mac=self._greeting_macs[self._role].digest(header, body))
+
+    def greeted(self, frame: codec.Frame, unsettled: tuple[BatchId, ...] = ()) -> list[Effect]:
+        """A Greeting of the peer: one that answers this end's own is believed, any other may only be answered."""
+        greeting = frame.message
+        assert isinstance(greeting, Greeting)
+        doubt = self._doubt(frame, greeting)
+        if doubt:
+            return [Doubted("AUTH_FAILED", doubt)]
         self._unsettled = unsettled
-        if greeting.node != self._peer or greeting.link != self._link:
+        answers = greeting.answer_to if greeting.answer_start == self._start else 0
+        if answers and answers == self._offer:
+            return self._refused(greeting) if greeting.refused else [Admit(greeting)]
+        if answers and answers == self._counter and self.state is State.ADMITTED:
+            return self._granted(greeting)
+        if greeting.answer_to or greeting.answer_start:
+            raise RemoteProtocolError(f"greeting that answers session counter {greeting.answer_to}, not the next one")
+        if greeting.start == self._peer_start and greeting.counter <= self._peer_counter:
+            raise RemoteProtocolError(f"greeting with session counter {greeting.counter} again")
+        # It may be a recording: what runs goes on until the peer has answered.
+        return [Greet(self._offer, greeting.start, greeting.counter)] if self._offer else [DrawCounter(greeting)]
+
+    def admitted(self, greeting: Greeting, granted: tuple[PadSpan, ...], refused: str) -> list[Effect]:
+        """The vault has compared what the peer says, and journalled it unless it refused."""
+        if greeting.answer_to != self._offer:
+            return []
+        answer = Greet(self._offer, greeting.start, greeting.counter, not refused, refused[:STATED_REASON], granted)
+        running = self.state not in (State.IDLE, State.GREETING)
+        self._forget()
+        self._offer = 0
+        if refused:
+            self.state = State.IDLE
+            return [answer, Failed("AUTH_FAILED", f"link {self._link!r}: {refused}; provision the pair anew")]
+        self._counter, self._peer_counter, self._peer_start = answer.counter, greeting.counter, greeting.start
+        alice, bob = (self._counter, self._peer_counter) if self._role == ALICE else (self._peer_counter, self._counter)
+        self.session = alice << 32 | bob
+        self._pool.admit(greeting.start)
+        self._send_next = self._receive_next = 1
+        self.state = State.ADMITTED
+        effects: list[Effect] = [Reset("the peer began a new session")] if running else []
+        return [*effects, answer, *self._granted(greeting)]
+
+    def _granted(self, greeting: Greeting) -> list[Effect]:
+        """The peer has admitted this end: the pads of our Hello may be taken."""
+        if (greeting.start, greeting.counter) != (self._peer_start, self._peer_counter):
+            raise RemoteProtocolError(f"greeting {greeting.counter} after {self._peer_counter} was admitted")
+        if greeting.refused:
+            return self._refused(greeting)
+        if not greeting.admitted:
+            return []
+        self._pool.allow(greeting.granted)
+        self.state = State.RESERVING
+        left_over = self._pool.take_run(HELLO_PADS)
+        return self.pads_reserved(left_over) if left_over else [ReservePads(HELLO_PADS)]
+
+    def _refused(self, greeting: Greeting) -> list[Effect]:
+        """The peer has compared what this end says, and begins no session."""
+        self.end()
+        self._offer = 0
+        reason = f"link {self._link!r}: {self._peer!r} says: {greeting.refused}; provision the pair anew"
+        return [Failed("AUTH_FAILED", reason)]
+
+    def _doubt(self, frame: codec.Frame, greeting: Greeting) -> str | None:
+        """Why a Greeting is not the peer's, as far as this end can tell."""
+        if greeting.node != self._peer or greeting.link != self._link or greeting.counter <= 0:
             raise RemoteProtocolError(
-                f"greeting from node {greeting.node!r} for link {greeting.link!r}; "
+                f"greeting {greeting.counter} from node {greeting.node!r} for link {greeting.link!r}; "
                 f"this is link {self._link!r} and its peer is {self._peer!r}"
             )
-        hopeless = self._hopeless(greeting)
-        if hopeless:
-            # Not authentic: no session begins on this greeting, but the next one is heard.
-            self._forget()
-            self.state = State.IDLE
-            return [Failed("AUTH_FAILED", hopeless)]
-        if greeting.counter <= 0:
-            raise RemoteProtocolError("greeting with session counter 0")
-        if greeting.answer_to:
-            if greeting.answer_to != self._counter:
-                raise RemoteProtocolError(f"greeting that answers session counter {greeting.answer_to}, not this one")
-            if self.state is not State.GREETING:
-                return []  # both ends asked at once, and both answered
-            self._peer_counter = greeting.counter
-            return self._reserve()
-        if self.state is State.GREETING:
-            self._peer_counter = greeting.counter
-            return [self._greet(greeting.counter), *self._reserve()]
-        self._forget()
-        self.state = State.IDLE
-        return [Reset("the peer began a new session"), DrawCounter(greeting.counter)]
-
-    def _hopeless(self, greeting: Greeting) -> str | None:
-        """Why no Hello can verify, or must not be sent, after this greeting."""
         if greeting.pair != self._pair:
             return (
                 f"link {self._link!r}: {self._peer!r} was provisioned from another pair file than this node; "
                 "bring both files of one `provision pair` to both nodes"
             )
-        overtaken = self._pool.overtaken_by(greeting.seen)
-        return f"{overtaken}: an older vault was restored here; provision the pair anew" if overtaken else None
+        mac = self._greeting_macs[other_role(self._role)].digest(frame.header.pack(), frame.body)
+        if frame.mac is None or not equal(mac, frame.mac):
+            return f"link {self._link!r}: a Greeting that is not from {self._peer!r} was dropped"
+        return None
 
     def pads_reserved(self, addresses: tuple[PadAddress, ...]) -> list[Effect]:
         """Four consecutive pads of one segment, granted by the vault: say Hello."""
@@ -206,27 +298,6 @@ class Session:
             return []
         self.state = State.OPEN
         return [Opened(self.session, self._peer_hello)]
-
-    def _greet(self, answer_to: int) -> Send:
-        greeting = Greeting(
-            self._node,
-            self._link,
-            self._pair,
-            self._counter,
-            answer_to,
-            self._pool.sending_marks(),
-            self._pool.seen_marks(),
-        )
-        header = codec.Header(self._ours, self._theirs, codec.kind_of(greeting).code, self._role, 0, 0)
-        return Send(codec.join(header.pack(), codec.encode_body(greeting)))
-
-    def _reserve(self) -> list[Effect]:
-        alice, bob = (self._counter, self._peer_counter) if self._role == ALICE else (self._peer_counter, self._counter)
-        self.session = alice << 32 | bob
-        self._send_next = self._receive_next = 1
-        self.state = State.RESERVING
-        left_over = self._pool.take_run(HELLO_PADS)
-        return self.pads_reserved(left_over) if left_over else [ReservePads(HELLO_PADS)]
 
     def _difference(self, theirs: Parameters) -> str | None:
         for field in msgspec.structs.fields(Parameters):
@@ -313,10 +384,16 @@ class Session:
         """Whether the hash key has served its messages: begin a new session."""
         return self.tagged >= RENEW_AFTER_MESSAGES
 
-    def close(self) -> None:
-        """Wipe every key of the session."""
+    def end(self) -> None:
+        """Wipe every key of the session; another may begin."""
         self._forget()
         self.state = State.IDLE
+
+    def close(self) -> None:
+        """Wipe every key for good."""
+        self.end()
+        for mac in self._greeting_macs.values():
+            mac.close()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -436,6 +513,7 @@ class Session:
         self._finished.clear()
         self._peer_hello = None
         self._counter = self._peer_counter = self.session = self.tagged = 0
+        self._peer_start = b""
 
 
 def _hello_addresses(pad: PadAddress, message: Message) -> PadAddress | None:

@@ -77,15 +77,20 @@ class Listener:
         return self._pump
 
     def send(self, peer: Peer, data: bytes) -> bool:
-        """Queue one frame; False if the peer's queue is full. ChannelError if the peer is gone."""
+        """Queue one frame; False if the peer's queue is full. ChannelError if it is gone, whoever has its id now."""
         if self._pump.closed:
             raise ChannelError(f"the listener on {self.endpoint} is closed")
+        # A routing id that is free again may be taken by anybody: libzmq tells of an end before it gives the id away.
+        self._pump.look()
+        self._monitor.drain()
+        if self._peers.get(peer.route) is not peer:
+            raise ChannelError(f"{peer.user} is no longer connected to {self.endpoint}")
         try:
             return self._pump.send([peer.route, data])
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise ChannelError(f"cannot send to {peer.user}: {error}") from None
-        self._forget(peer)
+        # It is not forgotten yet: what it said before it left may still wait here, and is read before its end is noted.
         raise ChannelError(f"{peer.user} is no longer connected to {self.endpoint}")
 
     async def close(self) -> None:

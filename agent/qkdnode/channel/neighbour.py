@@ -28,6 +28,7 @@ class ChannelStatistics(msgspec.Struct, kw_only=True):
     bytes_in: int = 0
     bytes_out: int = 0
     connections: int = 0  # the first included
+    disconnections: int = 0
     refused: int = 0  # failed handshakes
     discarded: int = 0  # frames in several parts, of a former connection, or unread when a new one began
 
@@ -209,6 +210,7 @@ class Channel:
     def _accept(self, peer: Peer) -> None:
         if self._route is not None:
             self._route = None
+            self._statistics.disconnections += 1
             self._on_lost()
         self._route = peer
         self._begin()
@@ -227,6 +229,7 @@ class Channel:
 
     def _end(self) -> None:
         if not self._closed:
+            self._statistics.disconnections += 1
             self._on_lost()
 
     def _take_from(self, peer: Peer, frame: bytes) -> None:

@@ -67,6 +67,11 @@ class Pump:
             async with asyncio.timeout(timeout_s):  # wait_for may swallow a cancellation before Python 3.12
                 await future
 
+    def look(self) -> None:
+        """Let libzmq act on what has happened to the socket's connections; for a millisecond then `send` does not."""
+        if self._has_input():
+            self._again()
+
     def drain(self) -> None:
         """Handle every message that is there now, paused or not."""
         while self._read_one():

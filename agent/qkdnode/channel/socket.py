@@ -46,6 +46,11 @@ def open_socket(context: Context, kind: zmq.SocketType, limits: Limits) -> "zmq.
     return socket
 
 
+def library() -> tuple[tuple[int, ...], bool]:
+    """The version of libzmq, and whether it can CURVE."""
+    return zmq.zmq_version_info(), zmq.has("curve")
+
+
 async def end_context(context: Context) -> None:
     """Wait until lingering messages are out, at most the linger time of each socket."""
     await asyncio.to_thread(context.term)

@@ -8,8 +8,11 @@ import click
 
 from qkdnode.audit.verifier import Report, read_lines, verify
 from qkdnode.channel.identity import load_public
+from qkdnode.cli.reach import addressed, connected, json_option
+from qkdnode.cli.show import print_json
 from qkdnode.config import load_config
-from qkdnode.errors import AuditUnreadableError, ConfigError
+from qkdnode.control.export import export_log, whole_file
+from qkdnode.errors import AuditError, AuditUnreadableError, ConfigError
 from qkdnode.vault.export_reader import export_audit
 
 
@@ -20,13 +23,47 @@ def command() -> None:
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--config", "config_file", required=True, type=click.Path(path_type=Path), help="The node's TOML file.")
-def export(file: Path, config_file: Path) -> None:
-    """Write the audit log of a node to FILE, while its agent runs or not. The log holds no secrets."""
-    config = load_config(config_file)
-    with file.open("w", encoding="utf-8") as out:
-        leaves = export_audit(config_file.parent / config.node.vault, out.write)
-    click.echo(f"{file}: {leaves} entries")
+@addressed
+@json_option
+@click.option("--key", default=None, help="The node's NAME.public, or its Ed25519 key in base64: verify against it.")
+@click.option("--offline", is_flag=True, help="Read the vault file of --config, not through its agent.")
+def export(
+    file: Path,
+    config_file: Path | None,
+    socket_path: Path | None,
+    operator_file: Path | None,
+    as_json: bool,
+    key: str | None,
+    offline: bool,
+) -> None:
+    """Write the audit log of a node to FILE: whole, or not at all. The log holds no secrets.
+
+    From a running agent, through its control socket, it is signed up to its last entry and verified before it is put
+    in its place. From the vault file, if the configuration has no control socket or with --offline, it is what the file
+    says, also of an agent that is stopped.
+    """
+    config = None if config_file is None else load_config(config_file)
+    expected = None if key is None else public_key(key)
+    if offline or (config is not None and config.control is None and socket_path is None):
+        if config is None or config_file is None:
+            raise ConfigError("whose vault? --offline needs --config NODE.toml")
+        leaves = _export_offline(config_file.parent / config.node.vault, file, expected)
+    else:
+        with connected(config_file, socket_path, operator_file) as client:
+            leaves = export_log(client, file, expected)
+    if as_json:
+        print_json({"file": str(file), "entries": leaves})
+    else:
+        click.echo(f"{file}: {leaves} entries")
+
+
+def _export_offline(vault: Path, file: Path, expected: bytes | None) -> int:
+    with whole_file(file) as (unfinished, out):
+        leaves = export_audit(vault, out.write)
+        out.flush()
+        if expected is not None and not (report := verify_export(unfinished, expected)).valid:
+            raise AuditError(f"what vault {vault} says does not verify: {report.first_bad}")
+    return leaves
 
 
 @command.command(name="verify")

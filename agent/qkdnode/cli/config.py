@@ -20,6 +20,7 @@ def check(file: Path) -> None:
     config = load_config(file)
     named = [config.node.identity, *(link.peer_public for link in config.link)]
     named += [application.public for application in config.application]
+    named += [operator.public for operator in config.operator]
     if config.node.root_key.passphrase_file is not None:
         named.append(config.node.root_key.passphrase_file)
     missing = [name for name in named if not (file.parent / name).is_file()]

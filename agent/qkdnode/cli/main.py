@@ -9,10 +9,23 @@ from qkdnode import __version__
 from qkdnode.errors import QkdnodeError
 
 COMMANDS = {
+    "alarms": "Show what a person should look at, and acknowledge it.",
     "audit": "Export the audit log, and verify an export offline.",
     "bench": "Measure the kernels of this machine.",
     "config": "Check a configuration.",
+    "devices": "Show QKD modules and QRNGs.",
+    "keys": "Show which keys there are, never their bits.",
+    "links": "Show what every link does.",
+    "pause": "Distil no more on a link.",
+    "reload": "Have an agent read its configuration anew.",
+    "resume": "Distil again on a link.",
+    "shutdown": "Stop an agent in order.",
+    "status": "Show a node at a glance.",
+    "top": "Show a node live.",
     "demo": "Watch two nodes make keys and hand them to two applications.",
+    "events": "Follow what happens at a node.",
+    "doctor": "Look for what a node lacks, and say what mends it.",
+    "install": "Install the systemd unit, the udev rule and a sample configuration.",
     "provision": "Make the identities and keys that nodes and applications start with.",
     "run": "Run the agent of a node.",
     "subscribe": "Fetch keys for an application.",
@@ -22,17 +35,17 @@ COMMANDS = {
 class Commands(click.Group):
     """Subcommands by name; each module defines `command`."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"qkdnode.cli.{name}").command
+        command = importlib.import_module(f"qkdnode.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
 

@@ -1,10 +1,10 @@
-"""`qkdnode provision node | application | pair`."""
+"""`qkdnode provision node | application | operator | pair`."""
 
 from pathlib import Path
 
 import click
 
-from qkdnode.node.provision import provision_application, provision_node, provision_pair
+from qkdnode.node.provision import provision_application, provision_node, provision_operator, provision_pair
 
 directory_option = click.option(
     "--directory",
@@ -38,8 +38,20 @@ def application(name: str, directory: Path) -> None:
     _made(name, directory)
 
 
-def _made(name: str, directory: Path) -> None:
-    click.echo(f"{directory / name}.identity  keep it secret, mode 0600")
+@command.command()
+@click.argument("name")
+@directory_option
+def operator(name: str, directory: Path) -> None:
+    """Make the identity of operator NAME: NAME.operator for the person, NAME.public for the nodes they operate.
+
+    A node knows an operator and their roles by a table [[operator]] in its configuration.
+    """
+    provision_operator(name, directory)
+    _made(name, directory, "operator")
+
+
+def _made(name: str, directory: Path, secret: str = "identity") -> None:
+    click.echo(f"{directory / name}.{secret}  keep it secret, mode 0600")
     click.echo(f"{directory / name}.public    give it to those who must know {name}")
 
 

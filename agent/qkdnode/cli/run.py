@@ -22,5 +22,7 @@ def command(file: Path, statistics: float, drain: float) -> None:
     delivered, what is claimed is settled.
     """
     config = load_config(file)
-    agent = Agent(config, file.parent, log.configure(), statistics_s=statistics, drain_s=drain, world=World())
+    agent = Agent(
+        config, file.parent, log.configure(), statistics_s=statistics, drain_s=drain, world=World(), file=file
+    )
     asyncio.run(agent.run())

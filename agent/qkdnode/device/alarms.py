@@ -15,6 +15,10 @@ class AlarmCode(StrEnum):
     DEVICE_PROTOCOL = "DEVICE_PROTOCOL"
     DEVICE_GAP = "DEVICE_GAP"
     DEVICE_CLOCK = "DEVICE_CLOCK"
+    PHOTOCURRENT = "PHOTOCURRENT"  # of a receiver: its detectors
+    LASER_POWER = "LASER_POWER"  # of a transmitter, by the photocurrent of its monitor
+    BIAS_VOLTAGE = "BIAS_VOLTAGE"
+    TEMPERATURE = "TEMPERATURE"
     DEVICE_RESTORED = "DEVICE_RESTORED"
 
 

@@ -1,5 +1,8 @@
 """Emulated QKD modules and QRNGs on an in-process USB bus: firmware_stubs/ below pyusb's own core."""
 
+# pyusb has no types: what the methods of its IBackend return is guessed from bodies that only raise.
+# pyright: reportIncompatibleMethodOverride=false
+
 import errno
 import itertools
 import os

@@ -7,6 +7,7 @@ refuses.
 
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from math import floor
@@ -322,16 +323,18 @@ class EntropyPool:
         with memoryview(buffer) as view:
             if view.readonly:
                 raise TypeError("random bytes are drawn into a writable buffer")
-        out: Bytes = np.frombuffer(memoryview(buffer), np.uint8)
         if not self._turn.acquire(timeout=max(wait_s, TURN_S)):
             self._refuse(f"another draw is waiting for the QRNGs since {wait_s} s", EntropyShortError)
+        out: Bytes = np.frombuffer(memoryview(buffer), np.uint8)
         try:
             for at in range(0, out.size, self.capacity_bytes // 2):
                 self._draw_piece(out[at : at + self.capacity_bytes // 2], wait_s)
-        except BaseException:
+        except BaseException as error:
             wipe(out.data)
+            traceback.clear_frames(error.__traceback__)  # views held there would keep the owner from releasing it
             raise
         finally:
+            del out
             self._turn.release()
 
     def _draw_piece(self, out: Bytes, wait_s: float) -> None:

@@ -10,12 +10,14 @@ import msgspec
 from qkdnode.device.alarms import AlarmCode, OnAlarm
 from qkdnode.device.assembly import Assembly, ReceiverAssembly, ScanCounters, TransmitterAssembly
 from qkdnode.device.clock import ReceiverClock
-from qkdnode.device.identity import DeviceConfig, DeviceInfo, Personality
+from qkdnode.device.identity import DeviceConfig, DeviceHealth, DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
+from qkdnode.device.sensors import SensorLimits, Sensors
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.device.windows import DEFAULT_LIVE_LIMIT, Discard, ReceiverWindow, TransmitterWindow, W
 from qkdnode.errors import DeviceError, DeviceProtocolError
 
+NO_LIMITS = SensorLimits()
 GAPS = (Discard.LOST, Discard.REPORTED, Discard.REGRESSED, Discard.CONFLICT)
 
 
@@ -65,6 +67,7 @@ class QkdModule(Generic[W]):
         backend_factory: BackendFactory,
         assemble: Callable[[DeviceInfo], Assembly[W]],
         *,
+        limits: SensorLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.serial = serial
@@ -75,6 +78,7 @@ class QkdModule(Generic[W]):
         self._assembly: Assembly[W] | None = None
         self._on_window: Callable[[W], None] | None = None
         self._windows_since_opening = 0
+        self._sensors = Sensors(personality, limits)
 
     def listen(self, on_window: Callable[[W], None], on_alarm: OnAlarm) -> None:
         """Who is told; for a caller that runs `step` itself."""
@@ -130,6 +134,10 @@ class QkdModule(Generic[W]):
                 self._reader.alarm(AlarmCode.DEVICE_GAP, f"{count} Windows discarded: {reason}")
         return assembly.counters.packets > packets
 
+    def health(self, health: DeviceHealth) -> None:
+        for code, detail in self._sensors.judge(health):
+            self._reader.alarm(code, detail)
+
     def closed(self, error: DeviceError | None) -> None:
         if self._assembly is not None:
             self._assembly.stop(Discard.DEVICE)
@@ -165,12 +173,13 @@ class TransmitterModule(QkdModule[TransmitterWindow]):
         *,
         slots_per_window: int,
         live_limit: int = DEFAULT_LIVE_LIMIT,
+        limits: SensorLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         def assemble(_: DeviceInfo) -> TransmitterAssembly:
             return TransmitterAssembly(slots_per_window=slots_per_window, feed_bytes=READ_BYTES, live_limit=live_limit)
 
-        super().__init__(serial, Personality.TRANSMITTER, backend_factory, assemble, clock=clock)
+        super().__init__(serial, Personality.TRANSMITTER, backend_factory, assemble, limits=limits, clock=clock)
 
 
 class ReceiverModule(QkdModule[ReceiverWindow]):
@@ -183,6 +192,7 @@ class ReceiverModule(QkdModule[ReceiverWindow]):
         *,
         slots_per_window: int,
         live_limit: int = DEFAULT_LIVE_LIMIT,
+        limits: SensorLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         def assemble(info: DeviceInfo) -> ReceiverAssembly:
@@ -193,4 +203,4 @@ class ReceiverModule(QkdModule[ReceiverWindow]):
                 live_limit=live_limit,
             )
 
-        super().__init__(serial, Personality.RECEIVER, backend_factory, assemble, clock=clock)
+        super().__init__(serial, Personality.RECEIVER, backend_factory, assemble, limits=limits, clock=clock)

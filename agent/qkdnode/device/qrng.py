@@ -8,8 +8,9 @@ import msgspec
 from qkdnode.device.alarms import AlarmCode, OnAlarm
 from qkdnode.device.assembly import Scan, ScanCounters, types
 from qkdnode.device.entropy import Source, SourceState, SourceStatistics
-from qkdnode.device.identity import DeviceInfo, Personality
+from qkdnode.device.identity import DeviceHealth, DeviceInfo, Personality
 from qkdnode.device.reader import Reader, ReaderState
+from qkdnode.device.sensors import SensorLimits, Sensors
 from qkdnode.device.transport import READ_BYTES, BackendFactory, Transport
 from qkdnode.errors import DeviceError, DeviceUnhealthyError
 from qkdnode.native import packets
@@ -48,6 +49,7 @@ class QrngModule:
         self._scan = Scan(types(packets.RAW, packets.GAP), READ_BYTES)
         self._reader = Reader(serial, Personality.QRNG, backend_factory, self, clock=clock, startup_test=True)
         self._acknowledged = False
+        self._sensors = Sensors(Personality.QRNG, SensorLimits())
 
     def listen(self, on_alarm: OnAlarm) -> None:
         """Who is told; for a caller that runs `step` itself."""
@@ -93,6 +95,10 @@ class QrngModule:
         if gaps and was_healthy:
             self._reader.alarm(AlarmCode.DEVICE_GAP, f"{gaps} gaps in the raw stream")
         return self._scan.counters.packets > before
+
+    def health(self, health: DeviceHealth) -> None:
+        for code, detail in self._sensors.judge(health):
+            self._reader.alarm(code, detail)
 
     def _failure(self) -> DeviceUnhealthyError:
         return DeviceUnhealthyError(

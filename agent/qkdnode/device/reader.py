@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from qkdnode.device.alarms import AlarmCode, DeviceAlarm, OnAlarm
-from qkdnode.device.identity import Personality
+from qkdnode.device.identity import DeviceHealth, Personality
 from qkdnode.device.transport import BackendFactory, Transport
 from qkdnode.errors import DeviceError, DeviceLostError, DeviceNotFoundError, DeviceProtocolError, DeviceUnhealthyError
 
@@ -41,6 +41,10 @@ class Sink(Protocol):
 
     def opened(self, transport: Transport, session: int) -> None:
         """A stream begins. A DeviceError gives the device back."""
+        ...
+
+    def health(self, health: DeviceHealth) -> None:
+        """What the device says of itself, once a second."""
         ...
 
     def received(self, data: memoryview) -> bool:
@@ -174,6 +178,7 @@ class Reader:
         if now - self._checked_at >= HEALTH_EVERY_S:
             self._checked_at = now
             transport.check_health()
+            self._sink.health(transport.health)
         return 0.0 if data else EMPTY_READ_PAUSE_S
 
     def _settle(self) -> None:

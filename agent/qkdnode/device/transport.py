@@ -66,6 +66,11 @@ _TROUBLE: dict[int | None, tuple[type[DeviceError], str]] = {
 }
 
 
+def has_libusb() -> bool:
+    """Whether libusb can be loaded here."""
+    return usb.backend.libusb1.get_backend() is not None
+
+
 def libusb_backend() -> IBackend:
     """A fresh libusb context; the old one may list devices that are gone."""
     backend = usb.backend.libusb1.get_backend()
@@ -98,7 +103,8 @@ def _locate(serial: str, backend: IBackend) -> Any:
     unreadable: usb.core.USBError | None = None
     seen = []
     with _translated(serial, "listing the bus"):
-        devices = list(usb.core.find(find_all=True, backend=backend, idVendor=VENDOR_ID, idProduct=PRODUCT_ID))
+        found: Any = usb.core.find(find_all=True, backend=backend, idVendor=VENDOR_ID, idProduct=PRODUCT_ID)
+        devices = list(found)
     for device in devices:
         try:
             name = device.serial_number

@@ -152,7 +152,7 @@ class Alice(Machine):
                 Send(
                     SiftAnswer(message.batch, message.window, True, answer.matched, answer.intensities, answer.x_bits)
                 ),
-                SiftedWindow(message.window, sifted.bits, 0, sum(sifted.n_x)),
+                SiftedWindow(message.window, sifted.bits, sifted.ones, 0, sum(sifted.n_x)),
             ]
         return reply + self._answer_lists()
 

@@ -15,6 +15,7 @@ from qkdnode.distill.effects import (
     Drawn,
     Effects,
     JournalReady,
+    ListedWindow,
     MessageReceived,
     PoolLevel,
     Purpose,
@@ -162,6 +163,7 @@ class Bob(Machine):
             return []
         return [
             *self._judge_clicks(listing),
+            ListedWindow(index, listing.detectors, listing.double_clicks),
             Send(
                 SiftList(
                     job.batch,
@@ -205,7 +207,7 @@ class Bob(Machine):
         batch.tally.add_window(sifted)
         batch.queue.append(sifted)
         self._bits_per_window += (sifted.bits - self._bits_per_window) / min(batch.tally.windows, 16)
-        effects: Effects = [SiftedWindow(window, sifted.bits, sum(sifted.m_x), sum(sifted.n_x))]
+        effects: Effects = [SiftedWindow(window, sifted.bits, sifted.ones, sum(sifted.m_x), sum(sifted.n_x))]
         high = batch.tally.above(self.settings.agreed.qber_limit)
         if high:
             return [*effects, Alarmed(QBER_HIGH, high), *self.abandon(batch, QBER_HIGH)]
@@ -357,13 +359,16 @@ class Bob(Machine):
         end = BatchEnd(batch.number, tally.windows, tally.n_z, tally.n_x, tally.m_x)
         return [Send(end), *self._open_blocks(batch, last=True), *self._report_if_done(batch)]
 
-    def stop(self) -> Effects:
+    def stop(self, reason: str = "STOPPING") -> Effects:
         """List no more Windows; a Batch that has not ended is given up."""
         self.listening = False
         batch, self._current = self._current, None
         if batch is None or batch.number not in self.batches:
             return []
-        return self.abandon(batch, "STOPPING")
+        before = self._resume_ns, self._pause_s
+        effects = self.abandon(batch, reason)
+        self._resume_ns, self._pause_s = before  # given up on purpose: that is no failure to back off from
+        return effects
 
     def _report_if_done(self, batch: Batch) -> Effects:
         if batch.number not in self.batches or batch.phase is not Phase.ENDED or not batch.verified:

@@ -128,11 +128,20 @@ class Alarmed(Effect, frozen=True):
     detail: str
 
 
+class ListedWindow(Effect, frozen=True):
+    """Bob has listed a Window: detections of Z0, Z1, X0, X1 alone, and of both detectors of a basis."""
+
+    window: int
+    detectors: tuple[int, int, int, int]
+    double_clicks: int
+
+
 class SiftedWindow(Effect, frozen=True):
-    """A Window was agreed: for the statistics."""
+    """A Window was agreed: for the statistics. `ones` are among the bits of this end."""
 
     window: int
     bits: int
+    ones: int
     x_errors: int
     x_bits: int
 

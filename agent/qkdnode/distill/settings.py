@@ -2,6 +2,7 @@
 
 import msgspec
 
+from qkdnode.distill.quality.link import Limits
 from qkdnode.wire.messages import Parameters
 
 SECOND = 10**9
@@ -20,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True):
     windows_kept: int = 48  # Alice's, until asked for
     window_wait_s: float = 5.0  # how long Alice waits for a Window that Bob lists before she has it
     click_share_limit: float = 0.005  # double and crossed clicks among all of a Window
+    limits: Limits = Limits()  # of what the counts of the link may show
     batch_stall_s: float = 60.0  # without progress a Batch is given up
 
     @property

@@ -13,6 +13,7 @@ from qkdnode.authentication.session import Session, State
 from qkdnode.distill import effects as fx
 from qkdnode.distill.alice import Alice
 from qkdnode.distill.bob import Bob
+from qkdnode.distill.quality.link import Finding, LinkQuality
 from qkdnode.distill.reconciliation import StepJob
 from qkdnode.distill.settings import Settings
 from qkdnode.errors import (
@@ -40,21 +41,26 @@ from qkdnode.wire.messages import (
     Hello,
     Mark,
     Message,
+    PadsGranted,
+    PadsWanted,
     Parameters,
+    Paused,
     Protection,
 )
 
 TICK_S = 0.25
 DRAW_AGAIN_S = 0.1
 DISCARD_LOG_S = 1.0
-GRANT_PADS = 16
+GRANT_PADS = 16  # reserved at once, and asked of the peer at once: what a start can lose of them twice
 GRANT_BELOW = 6
 HANDSHAKE_S = 5.0
+ANSWER_S = 0.05  # Greetings that only ask are answered no faster
+DOUBT_ALARM_S = 300.0  # how often what anybody may have sent raises an alarm
 RENEW_AFTER_S = 3600.0  # the vault keys are drawn anew every hour
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 300.0
 LINK_DOWN_S = 60.0
 PADS_KEPT = 64  # for Hellos and the settling of every Batch in flight: below it no Window is listed
-FAILED_PAUSE_S = 300.0  # a peer that is asked again and again spends the pads of a Hello each time
+FAILED_PAUSE_S = 300.0
 PAD_BITS = 8 * PAD_BYTES
 
 
@@ -109,21 +115,32 @@ class Link:
         self._events: deque[fx.Event] = deque()
         self._draws: deque[fx.Draw] = deque()
         self._handling = False
-        self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[Message | None] = asyncio.Queue()  # None: look at what goes first
+        self._going_first: deque[Message] = deque()  # what asks for pads and grants them: nothing may hold it up
         self._pads_wanted = asyncio.Event()
         self._handshake_ns = 0
         self._opened_ns = 0
         self._discard_logged_ns = 0
+        self._answered_ns = 0
+        self._doubted_ns: int | None = None
+        self._pads_asked = False  # a PadsWanted waits for its answer, or was answered with none
         self._backoff_s = BACKOFF_FIRST_S
         self._next_attempt_ns = 0
         self._pads_left = 0
         self._stopping = False
+        self._paused = self._peer_paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshake = asyncio.Lock()
         self._fault: Exception | None = None
         self._faulted = asyncio.Event()
         self._up_ns = around.monotonic_ns()
         self._ended = 0  # sessions ended: what waited across an end is stale
+        self._quality: LinkQuality | None = None  # only Bob sees detections
+        if role != ALICE:
+            agreed = settings.agreed
+            self._quality = LinkQuality(
+                settings.limits, p_z=agreed.p_z, window_slots=agreed.window_slots, window_s=settings.window_s
+            )
         self.agreement = Agreement(self)
         self.settlement = Settlement(self, devices, self._log)
 
@@ -135,12 +152,16 @@ class Link:
         for segment in state.segments:
             self.add_segment(segment)
         self.settlement.unsettled.update((batch.batch, batch.commit) for batch in state.unsettled)
+        if state.greeting_key is None:
+            raise VaultError(f"link {self.name!r} has no authentication key yet: give its pair file")
         self.session = Session(
             node=self.node,
             peer=self.peer,
             role=self.role,
             link=self.name,
             pair=state.pair,
+            start=state.start,
+            greeting_key=state.greeting_key,
             parameters=self._settings.agreed,
             pool=self.pool,
             software=self._software,
@@ -156,10 +177,15 @@ class Link:
 
     def window(self, event: fx.TransmitterWindowReady | fx.ReceiverWindowReady) -> None:
         """A Window from the module (call in the loop)."""
+        if self._quality is not None and isinstance(event, fx.ReceiverWindowReady):
+            self._found(self._quality.clicks(event.slots.size))
         if self.machine is None or (self._stopping and self.role != ALICE):
             if isinstance(event, fx.TransmitterWindowReady):
                 event.choices.discard()
             self.statistics.discard("no-session")
+            return
+        if self.paused and self.role != ALICE:
+            self.statistics.discard("paused")
             return
         self.feed(event)
 
@@ -168,6 +194,29 @@ class Link:
         self._stopping = True
         if isinstance(self.machine, Bob):
             self.run_effects(self.machine.stop())
+
+    def pause(self) -> None:
+        """Make no new Batch until `resume`; the session, settlement and the supply of keys in stock go on."""
+        self._set_paused(True)
+
+    def resume(self) -> None:
+        """Distil again, unless the far end is paused too."""
+        self._set_paused(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether this end or the far end is paused by its operator."""
+        return self._paused or self._peer_paused
+
+    @property
+    def peer_paused(self) -> bool:
+        """Whether the far end says that it is paused."""
+        return self._peer_paused
+
+    @property
+    def reserve_bits(self) -> int:
+        """Authentication key left for sending."""
+        return self._pads_left * PAD_BITS
 
     def lost(self, reason: str) -> None:
         """The channel is down: what is in flight is dropped."""
@@ -229,9 +278,12 @@ class Link:
     async def _send_loop(self) -> None:
         while True:
             message = await self._outgoing.get()
+            await self._send_first()
+            if message is None:
+                continue
             tagged = codec.kind_of(message).protection in (Protection.TAG, Protection.SETTLING)
             session = self.session.session
-            if self.session.state is not State.OPEN or (tagged and not await self.settlement.pad_granted(session)):
+            if self.session.state is not State.OPEN or (tagged and not await self._pad_granted(session)):
                 self.statistics.discard("unsent")
                 continue
             try:
@@ -246,6 +298,18 @@ class Link:
                 self.machine.claim_sent(message.batch.number, raw[-codec.TAG_BYTES :])
             await self.transmit(raw)
 
+    async def _send_first(self) -> None:
+        while self._going_first and self.session.state is State.OPEN:
+            await self.transmit(self.session.seal(self._going_first.popleft()))
+
+    async def _pad_granted(self, session: int) -> bool:
+        """Wait for a pad to tag with, while what both ends need to get pads goes out; False if the session ends."""
+        while not self.pool.granted:
+            if not await self.settlement.pad_awaited(session):
+                return False
+            await self._send_first()
+        return self.session.state is State.OPEN and self.session.session == session
+
     async def transmit(self, raw: bytes) -> None:
         """Hand a frame to the channel; the session ends if it cannot be sent."""
         try:
@@ -257,10 +321,10 @@ class Link:
         while True:
             await self._pads_wanted.wait()
             self._pads_wanted.clear()
-            if self.pool.granted >= GRANT_BELOW or self.machine is None:
+            if self.machine is None:
                 continue
             try:
-                await self._reserve(GRANT_PADS)
+                await self._replenish()
             except PoolExhaustedError as error:
                 self._around.alarm("AUTH_STARVED", self.name, str(error))
                 self.give_up("no authentication key left")
@@ -296,10 +360,8 @@ class Link:
         self._around.alarm("LINK_DOWN", self.name, f"no session for {LINK_DOWN_S:.0f} s: {why}")
 
     async def _greet(self, now_ns: int) -> None:
-        """Begin a session. What follows before a Batch is READY waits longer each time, so that nobody can make this
-        end spend its pads on Hellos."""
+        """Begin a session, or ask for it again."""
         self._handshake_ns = now_ns
-        self._back_off()
         try:
             async with self._handshake:
                 await self._follow(self.session.begin(tuple(self.settlement.unsettled)))
@@ -319,7 +381,7 @@ class Link:
         self.session.addressed(frame)
         message = frame.message
         if isinstance(message, Greeting):
-            await self._greeted(message)
+            await self._greeted(frame, message)
         elif isinstance(message, BatchCommit):
             await self.settlement.commit_received(frame, message)
         elif isinstance(message, BatchAnswer):
@@ -340,21 +402,29 @@ class Link:
                 assert isinstance(self.machine, Alice)
                 assert frame.trailer is not None
                 self.run_effects(self.machine.claimed(message, frame.trailer.tag))
+            elif isinstance(message, PadsWanted):
+                self.spawn(self._grant_pads(message))
+            elif isinstance(message, PadsGranted):
+                self._pads_granted(message)
+            elif isinstance(message, Paused):
+                self._peer_paused = message.paused
+                self._obey_pause()
             elif frame.kind.protection is Protection.VAULT:
                 self.agreement.take(message)
             else:
                 self.feed(fx.MessageReceived(message))
 
-    async def _greeted(self, message: Greeting) -> None:
-        """An untagged greeting may make this end spend the pads of a Hello: one that asks must wait for its turn."""
+    async def _greeted(self, frame: codec.Frame, message: Greeting) -> None:
+        """A Greeting that only asks may be a recording: it is answered in its turn, and costs no pad."""
         now = self._around.monotonic_ns()
-        asks = not message.answer_to and self.session.state is not State.GREETING
-        if asks and now < self._next_attempt_ns:
-            raise RemoteProtocolError("a greeting before the back-off is over")
-        if asks:
-            self._back_off()
+        if not message.answer_to:
+            if now < self._next_attempt_ns:
+                raise RemoteProtocolError("a greeting before the back-off is over")
+            if now - self._answered_ns < ANSWER_S * 1e9:
+                raise RemoteProtocolError("greetings that ask come too fast")
+            self._answered_ns = now
         async with self._handshake:
-            await self._follow(self.session.greeted(message, tuple(self.settlement.unsettled)))
+            await self._follow(self.session.greeted(frame, tuple(self.settlement.unsettled)))
 
     async def _follow(self, effects: list[sessions.Effect]) -> None:
         """Run the session's effects; what they yield goes back into it, unless the session has ended meanwhile."""
@@ -369,9 +439,21 @@ class Link:
                     counter = await self._around.ask(ask.NextSession(link=self.name))
                     if ended == self._ended:
                         todo.extend(self.session.counter_drawn(effect, counter))
+                case sessions.Greet():
+                    statement = await self._around.ask(ask.StateLink(link=self.name))
+                    if ended == self._ended:
+                        await self.transmit(self.session.greeting(effect, statement))
+                case sessions.Admit(greeting=greeting):
+                    admission = await self._around.ask(ask.AdmitPeer(link=self.name, greeting=greeting))
+                    # What follows before a Batch is READY waits longer each time: a wire that breaks every session
+                    # makes this end spend the pads of a Hello no faster.
+                    self._back_off()
+                    if ended == self._ended:
+                        todo.extend(self.session.admitted(greeting, admission.granted, admission.refused))
                 case sessions.ReservePads(count=count):
+                    request = ask.ReservePads(link=self.name, count=count, within=self.pool.allowed(), contiguous=True)
                     try:
-                        pads = await self._around.ask(ask.ReservePads(link=self.name, count=count, contiguous=True))
+                        pads = await self._around.ask(request)
                     except PoolExhaustedError as error:
                         self._around.alarm("AUTH_STARVED", self.name, str(error))
                         self._end_session("no authentication key left for a Hello")
@@ -379,13 +461,15 @@ class Link:
                     self.spent(len(pads))
                     for pad in pads:
                         self.pool.reserved(pad)
-                    if ended == self._ended:
+                    if ended == self._ended and pads:
                         todo.extend(self.session.pads_reserved(pads))
                 case sessions.Opened(session=session, peer=peer):
                     self._opened(session, peer)
                 case sessions.Reset(reason=reason):
                     self._end_session(reason, keep_session=True)
                     ended = self._ended
+                case sessions.Doubted(code=code, reason=reason):
+                    self._doubted(code, reason)
                 case sessions.Failed(code=code, reason=reason):
                     self._end_session(reason, keep_session=True)
                     self.statistics.state = "FAILED"
@@ -396,13 +480,43 @@ class Link:
         self.machine = (Alice if self.role == ALICE else Bob)(self._settings, session)
         self._opened_ns = self._around.monotonic_ns()
         self.statistics.session, self.statistics.sessions = session, self.statistics.sessions + 1
-        self.statistics.state = "STARVED" if self.starved else "OPEN"
+        self.statistics.state = self._open_state
         self._log.info("session open", session=f"{session:016x}", peer=self.peer, software=peer.software)
+        self._around.clear("LINK_DOWN", self.name)
         self._around.record("link.opened", self.name, {"session": f"{session:016x}", "peer": self.peer})
+        self._pads_asked = False
         self._pads_wanted.set()
         self.feed(fx.Tick(self._around.monotonic_ns()))
         self.settlement.session_opened(peer.unsettled)
         self.agreement.session_opened()
+        if self._paused:
+            self.send_soon(Paused(True))
+            self._obey_pause()
+
+    @property
+    def _open_state(self) -> str:
+        """What an open session is called."""
+        return "STARVED" if self.starved else "PAUSED" if self.paused else "OPEN"
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused == self._paused:
+            return
+        self._paused = paused
+        if self.is_open:
+            self.send_soon(Paused(paused))
+        self._obey_pause()
+
+    def _obey_pause(self) -> None:
+        """Bob gives up what he is sifting, or lists again. Alice answers what Bob still lists."""
+        if self.machine is None:
+            return
+        self.statistics.state = self._open_state
+        if not isinstance(self.machine, Bob):
+            return
+        if self.paused:
+            self.run_effects(self.machine.stop("PAUSED"))
+        elif not self._stopping:
+            self.machine.listening = True
 
     def _end_session(self, reason: str, keep_session: bool = False) -> None:
         self._ended += 1
@@ -416,11 +530,13 @@ class Link:
             self._draws.clear()
             self._around.record("link.closed", self.name, {"reason": reason})
             self._log.info("session closed", reason=reason)
+        self._going_first.clear()
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
+        self._peer_paused = False  # a paused peer says so in each session
         self.agreement.session_closed()
         if not keep_session:
-            self.session.close()
+            self.session.end()
         if self.statistics.state != "FAILED":
             self.statistics.state = "DOWN"
 
@@ -432,6 +548,14 @@ class Link:
         self._end_session("QUARANTINED")
         self.statistics.state = "QUARANTINED"
         self._back_off()
+
+    def _doubted(self, code: str, reason: str) -> None:
+        """Somebody sent what is not the peer's: counted each time, an alarm now and then, and nothing ends."""
+        now = self._around.monotonic_ns()
+        if self._doubted_ns is None or now - self._doubted_ns > DOUBT_ALARM_S * 1e9:
+            self._doubted_ns = now
+            self._around.alarm(code, self.name, reason)
+        self._discarded(RemoteProtocolError(reason))
 
     def _back_off(self) -> None:
         self._next_attempt_ns = self._around.monotonic_ns() + round(self._backoff_s * 1e9)
@@ -529,21 +653,34 @@ class Link:
     def _do_alarmed(self, effect: fx.Alarmed) -> None:
         self._around.alarm(effect.code, self.name, effect.detail)
 
+    def _found(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self._around.alarm(finding.code, self.name, finding.detail)
+
+    def _do_listed(self, effect: fx.ListedWindow) -> None:
+        if self._quality is not None:
+            self._found(self._quality.listed(effect.detectors, effect.double_clicks))
+
     def _do_sifted(self, effect: fx.SiftedWindow) -> None:
         counts = self.statistics
         counts.windows += 1
         counts.sifted_bits += effect.bits
         counts.x_bits += effect.x_bits
         counts.x_errors += effect.x_errors
+        if self._quality is not None:
+            self._found(self._quality.sifted(effect.bits, effect.ones, effect.x_bits, effect.x_errors))
 
     def _do_verified(self, effect: fx.BlockVerified) -> None:
         counts = self.statistics
         counts.blocks += 1
         counts.verified_bits += effect.bits
         counts.errors += effect.errors
+        counts.qber_z = effect.errors / effect.bits if effect.bits else counts.qber_z
         counts.alice_bits += effect.alice_bits
         counts.bob_bits += effect.bob_bits
         counts.opened_frames += effect.opened_frames
+        if self._quality is not None:
+            self._found(self._quality.verified(effect.bits, effect.errors))
 
     def _do_forget(self, effect: fx.Forget) -> None:
         self.session.forget_batch(effect.batch)
@@ -577,10 +714,42 @@ class Link:
         self.pool.add(
             Segment(segment.segment, segment.pads_per_direction, segment.material, segment.sending, segment.seen)
         )
+        self._pads_asked = False
+        self.pads_wanted()
 
-    async def _reserve(self, count: int) -> None:
-        self.pool.grant(await self._around.ask(ask.ReservePads(link=self.name, count=count)))
-        await self.measure_pool()
+    async def _replenish(self) -> None:
+        """Reserve what the peer has granted, and ask it for more in time."""
+        ended = self._ended
+        if self.pool.granted < GRANT_BELOW:
+            request = ask.ReservePads(link=self.name, count=GRANT_PADS, within=self.pool.allowed())
+            self.pool.grant(await self._around.ask(request))
+            await self.measure_pool()
+        granted = sum(span.end - span.first for span in self.pool.allowed())
+        if granted < GRANT_PADS and not self._pads_asked:
+            self._pads_asked = True
+            statement = await self._around.ask(ask.StateLink(link=self.name))
+            if ended == self._ended:
+                self._go_first(PadsWanted(GRANT_PADS, statement.sending))
+
+    async def _grant_pads(self, message: PadsWanted) -> None:
+        ended = self._ended
+        request = ask.GrantPads(link=self.name, count=message.count, sending=message.sending)
+        spans = await self._around.ask(request)
+        if ended == self._ended:
+            self._go_first(PadsGranted(spans))
+
+    def _go_first(self, message: PadsWanted | PadsGranted) -> None:
+        self._going_first.append(message)
+        self._outgoing.put_nowait(None)
+
+    def _pads_granted(self, message: PadsGranted) -> None:
+        self.pool.allow(message.spans)
+        self._pads_asked = not message.spans  # more can come only of a new segment
+        if message.spans:
+            self._pads_wanted.set()
+        elif not self.pool.granted and not self.pool.allowed():
+            self._around.alarm("AUTH_STARVED", self.name, "the peer can grant no pads: all are used, here or by a copy")
+            self.give_up("no authentication key left")
 
     async def measure_pool(self) -> None:
         """See how much authentication key is left, and whether the link is starved."""
@@ -589,7 +758,9 @@ class Link:
         wanted = self._authentication.target_bits - self._pads_left * PAD_BITS
         if self.machine is not None:
             self.feed(fx.PoolLevel(max(0, 2 * wanted), self._pads_left >= PADS_KEPT))
-            self.statistics.state = "STARVED" if self.starved else "OPEN"
+            self.statistics.state = self._open_state
+            if not self.starved:
+                self._around.clear("AUTH_STARVED", self.name)
             if self.starved and not was_starved:
                 self._around.alarm(
                     "AUTH_STARVED", self.name, f"{self._pads_left * PAD_BITS} bits of authentication key are left"
@@ -663,6 +834,7 @@ EXECUTORS: dict[type[fx.Effect], Callable[[Link, Any], None]] = {
     fx.Draw: Link._do_draw,
     fx.Discarded: Link._do_discarded,
     fx.Alarmed: Link._do_alarmed,
+    fx.ListedWindow: Link._do_listed,
     fx.SiftedWindow: Link._do_sifted,
     fx.BlockVerified: Link._do_verified,
     fx.JournalPending: Link._do_journal,

@@ -66,13 +66,20 @@ class Settlement:
 
     async def pad_granted(self, session: int) -> bool:
         """Wait for a pad to tag with; False if the session ends before there is one."""
-        link = self._link
-        while link.session.state is State.OPEN and link.session.session == session:
-            if link.pool.granted:
-                return True
-            link.pads_wanted()
+        while not self._link.pool.granted:
+            if not await self.pad_awaited(session):
+                return False
+        return self._is_open(session)
+
+    async def pad_awaited(self, session: int) -> bool:
+        """Ask for pads and wait a moment; False if the session has ended."""
+        if self._is_open(session):
+            self._link.pads_wanted()
             await asyncio.sleep(PAD_POLL_S)
-        return False
+        return self._is_open(session)
+
+    def _is_open(self, session: int) -> bool:
+        return self._link.session.state is State.OPEN and self._link.session.session == session
 
     async def journal(self, effect: fx.JournalPending | fx.JournalReady) -> None:
         """Journal PENDING or READY with the exact bytes, then send them, then tell the machine."""

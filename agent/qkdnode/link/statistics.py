@@ -15,6 +15,7 @@ class LinkStatistics(msgspec.Struct):
     x_errors: int = 0
     verified_bits: int = 0
     errors: int = 0
+    qber_z: float = 0.0  # of the newest verified Block
     alice_bits: int = 0  # parities disclosed
     bob_bits: int = 0
     blocks: int = 0

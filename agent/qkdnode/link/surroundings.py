@@ -14,6 +14,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     ask: Callable[[Any], Awaitable[Any]]  # the vault
     draw: Callable[[int], SecretBuffer]  # the entropy pool
     alarm: Callable[[str, str, str], None]  # code, subject, detail
+    clear: Callable[[str, str], None]  # code, subject: what the alarm was raised for is right again
     record: Callable[[str, str, dict[str, Any]], None]  # kind, subject, details: an audit leaf
     notify_supply: Callable[[str], None]  # an application's outbox may have grown
     monotonic_ns: Callable[[], int]

@@ -1,12 +1,13 @@
 from types import TracebackType
 from typing import Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 def locked_mode() -> str | None: ...
 def wipe(buffer: Buffer) -> None: ...
 def equal(a: Buffer, b: Buffer) -> bool: ...
 
+@disjoint_base
 class LockedBuffer:
     @property
     def released(self) -> bool: ...

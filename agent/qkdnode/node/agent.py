@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import os
 import resource
 import signal
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,28 @@ import msgspec
 
 from qkdnode import __version__
 from qkdnode.access.allowlist import AllowList
-from qkdnode.channel.identity import OwnIdentity, load_identity, load_public_application
+from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.channel.identity import OwnIdentity, load_identity
 from qkdnode.config import Config
 from qkdnode.errors import ConfigError, MemoryLockError, VaultError
 from qkdnode.ids import Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.control import NodeControl
+from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
+from qkdnode.node.reload import load_applications
+from qkdnode.node.service_manager import ServiceManager
+from qkdnode.node.vigil import Vigil
+from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
 from qkdnode.secrecy.entropy import binary_entropy
+from qkdnode.supply.events import EventServer
 from qkdnode.supply.server import SubscriptionState, SupplyServer
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault import requests as ask
+from qkdnode.vault.pauses import Pauses
 from qkdnode.vault.root import CredentialFile, PassphraseFile, RootSource
 from qkdnode.watch.alarms import AlarmCode
 
@@ -38,18 +49,36 @@ class Agent:
     """One node, from its configuration, in a world."""
 
     def __init__(
-        self, config: Config, base: Path, log: Any, *, statistics_s: float, drain_s: float, world: World
+        self,
+        config: Config,
+        base: Path,
+        log: Any,
+        *,
+        statistics_s: float,
+        drain_s: float,
+        world: World,
+        file: Path | None = None,
     ) -> None:
         self._config, self._base, self._log = config, base, log.bind(node=config.node.name)
         self._statistics_s, self._drain_s, self._world = statistics_s, drain_s, world
-        self._recorder = Recorder(config.node.name, ask=self.ask, clock_ns=world.wall_ns, log=self._log)
+        self._recorder = Recorder(
+            config.node.name, ask=self.ask, clock_ns=world.wall_ns, monotonic_ns=world.monotonic_ns, log=self._log
+        )
         self._links: dict[str, NodeLink] = {}
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
         self._supply: SupplyServer | None = None
+        self._events: EventServer | None = None
+        self._file = file  # that the configuration was read from, to be read again
+        self._applications: AllowList[ApplicationIdentity] = AllowList()
+        self._control: NodeControl | None = None
+        self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._vigilant: asyncio.Task[None] | None = None
+        self._started = self._stopping = False
+        self._manager = ServiceManager(None, None)  # only a process of its own has one
+        self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
         self._refusals = Throttle(burst=10, per_s=0.1)
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -64,15 +93,26 @@ class Agent:
             raise MemoryLockError("key material cannot be locked here: allow memfd_secret, or raise LimitMEMLOCK")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._log.info("starting", version=__version__, memory=mode)
+        manager = self._manager = ServiceManager.from_environment(os.environ)
+        signs: asyncio.Task[None] | None = None
         try:
             await self.start()
+            manager.ready(self._watching.status())
+            signs = asyncio.create_task(manager.keep_alive(self._watching.why_not_alive, self._watching.status))
             await self.until(stop)
         finally:
+            manager.stopping()
             await self.stop()
+            if signs is not None:
+                signs.cancel()
+            manager.close()
 
     async def start(self) -> None:
         """Make every part: random numbers and the vault, the supply, the links."""
         self._loop = asyncio.get_running_loop()
+        if self._config.watch is not None:
+            host, port = await self._watching.serve(self._config.watch)
+            self._log.info("metrics and health are shown", host=host, port=port)
         identity = load_identity(self._base / self._config.node.identity)
         if identity.name != self._config.node.name:
             raise ConfigError(f"{self._config.node.identity} is the identity of {identity.name!r}, not of this node")
@@ -82,7 +122,17 @@ class Agent:
             on_alarm=lambda alarm: in_loop(self._loop, self._recorder.device_alarm, alarm),
         )
         await self._start_entropy_and_vault(identity, self._entropy)
+        self._events = await start_events(
+            self._config,
+            self._base,
+            identity,
+            ask=self._ask_vault,
+            links=self._links,
+            recorder=self._recorder,
+            clock_ns=self._world.wall_ns,
+        )
         await self._start_supply(identity, self._entropy)
+        paused = {pause.link for pause in await self.ask(Pauses())}
         for section in self._config.link:
             link = await open_link(
                 section,
@@ -98,25 +148,32 @@ class Agent:
                 log=self._log,
             )
             self._links[section.name] = link
+            if section.name in paused:
+                link.link.pause()
             link.start()
         if self._supply is not None:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
+        await self._start_control()
+        self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
         self._reading = asyncio.create_task(self._read_log())
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
+        self._started = True
         self._log.info("started")
 
     async def until(self, stop: asyncio.Event) -> None:
         """Run until told to stop; what a part failed with is raised."""
-        waiter = asyncio.create_task(stop.wait())
+        waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        done, _ = await asyncio.wait([waiter, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
+        watched += [task for task in (self._vigilant, self._recorder.keeper) if task is not None]
+        done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
+        asked.cancel()
         for task in done:
-            fault = None if task in (waiter, statistics) or task.cancelled() else task.exception()
+            fault = None if task in (waiter, asked, statistics) or task.cancelled() else task.exception()
             if fault is not None:
                 self._log.error("link failed", task=task.get_name(), reason=repr(fault))
                 raise fault
@@ -125,8 +182,9 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        if self._reading is not None:
-            self._reading.cancel()
+        for beside in (self._reading, self._vigilant):
+            if beside is not None:
+                beside.cancel()
         for link in self._links.values():
             link.link.stop_distilling()
             link.link.agreement.stop_allocating()
@@ -139,14 +197,17 @@ class Agent:
             await link.close()
         if self._entropy is not None:
             await self._entropy.stop()
+        if self._control is not None:
+            await self._control.close()
         await self._recorder.finish()
         if self._vault is not None:
             # A disk that is full must not hide why the node stops, nor keep the keys from being wiped.
-            for last in (self._recorder.record_stop, self._vault.close):
+            for last in (self._recorder.record_stop, self._stop_events, self._vault.close):
                 try:
                     await last()
                 except VaultError as error:
                     self._log.error("the vault did not take the stop", reason=str(error))
+        await self._watching.close()
         self._log.info("stopped", **final)
 
     async def _drain(self) -> None:
@@ -199,7 +260,7 @@ class Agent:
             sign=identity.sign,
             public_key=base64.b64decode(identity.public.ed25519),
         )
-        self._recorder.is_open = True
+        await self._recorder.open()
 
     def _root_source(self) -> RootSource:
         source = self._config.node.root_key
@@ -211,12 +272,10 @@ class Agent:
     async def _start_supply(self, identity: OwnIdentity, entropy: NodeEntropy) -> None:
         if self._config.supply is None:
             return
-        applications = AllowList(
-            [load_public_application(self._base / section.public) for section in self._config.application]
-        )
+        self._applications = load_applications(self._config, self._base)
         self._supply = SupplyServer(
             identity,
-            applications,
+            self._applications,
             ask=self.ask,
             draw_into=entropy.draw_into,
             decide=self._decide,
@@ -227,10 +286,104 @@ class Agent:
         )
         await self._supply.start(self._config.supply.listen)
 
+    def _vigil(self) -> Vigil:
+        return Vigil(
+            self._config.node.name,
+            self._config.alarms,
+            (self._base / self._config.node.vault).parent,
+            world=self._world,
+            recorder=self._recorder,
+            links=self._links,
+            has_entropy=lambda: self.entropy.healthy,
+        )
+
+    async def _stop_events(self) -> None:
+        """Once the last leaf but the vault's own is journalled, so that it is published too."""
+        if self._events is not None:
+            await self._events.close()
+
+    def _parts(self) -> Parts:
+        return Parts(
+            entropy=self._entropy,
+            links=self._links,
+            supply=self._supply,
+            vault_open=self._vault is not None,
+            started=self._started,
+            stopping=self._stopping,
+        )
+
+    async def _start_control(self) -> None:
+        if self._config.control is None:
+            return
+        self._control = NodeControl(
+            self,
+            base=self._base,
+            file=self._file,
+            ask_vault=self.ask,
+            recorder=self._recorder,
+            wall_ns=self._world.wall_ns,
+            monotonic_ns=self._world.monotonic_ns,
+            log=self._log,
+        )
+        await self._control.start()
+
+    # --- what the control socket shows and does --------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def links(self) -> Mapping[str, NodeLink]:
+        """The links by name."""
+        return self._links
+
+    @property
+    def entropy(self) -> NodeEntropy:
+        """The random numbers."""
+        assert self._entropy is not None
+        return self._entropy
+
+    @property
+    def applications(self) -> AllowList[ApplicationIdentity]:
+        """The applications that are known."""
+        return self._applications
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the stop has begun or is asked for."""
+        return self._stopping or self._stop_asked.is_set()
+
+    def ask_to_stop(self) -> None:
+        """Have `until` return, as a signal does."""
+        self._stop_asked.set()
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The service manager is told that the configuration is read anew, and when that is over."""
+        self._manager.reloading()
+        try:
+            yield
+        finally:
+            self._manager.ready(self._watching.status())
+
+    def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None:
+        """Take over what of a configuration takes effect at once: applications and their associations."""
+        self._config, self._applications = config, applications
+        if self._supply is not None:
+            self._supply.allow(applications)
+
     # --- what parts call -------------------------------------------------------------------------------------------
 
     async def ask(self, request: Any) -> Any:
-        """Ask the vault."""
+        """Ask the vault; what it journals for that is published soon."""
+        answer = await self._ask_vault(request)
+        if self._events is not None:
+            self._events.grew()
+        return answer
+
+    async def _ask_vault(self, request: Any) -> Any:
         if self._vault is None:
             raise VaultError("the vault is not open")
         return await self._vault.ask(request)
@@ -267,6 +420,7 @@ class Agent:
 
     def _entropy_changed(self, healthy: bool) -> None:
         if healthy:
+            self._recorder.clear(AlarmCode.NO_ENTROPY)
             self._log.info("entropy pool healthy")
         elif not self._stopping:
             self._recorder.alarm(AlarmCode.NO_ENTROPY, "entropy pool", "no QRNG is healthy: random numbers are refused")
@@ -309,6 +463,6 @@ class Agent:
             "links": self._link_counts(),
             "keys_present": present,
             "keys_delivered": delivered,
-            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.all()}),
+            "alarms": sorted({alarm.code for alarm in self._recorder.alarms.of_this_run()}),
             "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }

@@ -71,6 +71,10 @@ class Entropy:
         """Counts of the pool and of each QRNG."""
         return self._pool.statistics(), tuple(qrng.statistics() for qrng in self._qrngs)
 
+    def acknowledge(self, serial: str) -> bool:
+        """A person has looked at a QRNG: test it from the start at its next opening. False: nothing is latched."""
+        return any(qrng.acknowledge() for qrng in self._qrngs if qrng.serial == serial)
+
     async def stop(self) -> None:
         """Stop the QRNGs."""
         for qrng in self._qrngs:

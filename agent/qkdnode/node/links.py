@@ -7,9 +7,10 @@ from typing import Any
 
 from qkdnode import __version__
 from qkdnode.channel.identity import OwnIdentity, load_public_node
-from qkdnode.config import Config, LinkSection
+from qkdnode.config import AssociationSection, Config, LinkSection
 from qkdnode.device.windows import ReceiverWindow, TransmitterWindow
 from qkdnode.distill.effects import ReceiverWindowReady, TransmitterWindowReady
+from qkdnode.distill.quality.link import Limits
 from qkdnode.distill.settings import Settings
 from qkdnode.errors import ConfigError
 from qkdnode.ids import ALICE, BOB, Association
@@ -108,6 +109,12 @@ async def open_link(
             profile=section.distill.profile,
             batch_deadline_s=section.distill.batch_deadline_s,
             click_share_limit=section.distill.click_share_limit,
+            limits=Limits(
+                expected_qber=section.limits.expected_qber,
+                bit_bias=section.limits.bit_bias,
+                basis_bias=section.limits.basis_bias,
+                double_clicks=section.limits.double_click_share,
+            ),
         ),
         authentication=Authentication(section.authentication.reserve_bits, section.authentication.target_bits),
         devices=(section.module.serial, *(qrng.serial for qrng in config.qrng)),
@@ -117,6 +124,7 @@ async def open_link(
             ask=ask_vault,
             draw=draw,
             alarm=recorder.alarm,
+            clear=recorder.clear,
             record=recorder.record,
             notify_supply=notify_supply,
             monotonic_ns=world.monotonic_ns,
@@ -128,16 +136,23 @@ async def open_link(
     holder.append(link)
     for association in config.association:
         if association.link == section.name:
-            await ask_vault(
-                ask.Associate(
-                    association=Association(association.local, association.remote, section.name),
-                    nodes=(config.node.name, section.peer),
-                    link=section.name,
-                    purpose=PURPOSE,
-                    key_class=KEY_CLASS,
-                )
-            )
+            await associate(association, config, section, ask_vault)
     return NodeLink(section, link, world.module(section), channel, lanes, recorder)
+
+
+async def associate(
+    entry: AssociationSection, config: Config, section: LinkSection, ask_vault: Callable[[Any], Awaitable[Any]]
+) -> None:
+    """Make a configured association known to the vault."""
+    await ask_vault(
+        ask.Associate(
+            association=Association(entry.local, entry.remote, section.name),
+            nodes=(config.node.name, section.peer),
+            link=section.name,
+            purpose=PURPOSE,
+            key_class=KEY_CLASS,
+        )
+    )
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
@@ -153,6 +168,8 @@ async def _import_pair(
     state = await ask_vault(ask.OpenLink(link=section.name, role=section.role, peer=section.peer))
     for segment in state.segments:
         segment.material.release()
+    if state.greeting_key is not None:
+        state.greeting_key.release()
     path = base / section.pair_key
     if state.pair and not path.exists():
         return

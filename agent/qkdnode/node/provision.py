@@ -12,8 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from qkdnode.access.identities import ApplicationIdentity, NodeIdentity, encode_public
+from qkdnode.access.identities import ApplicationIdentity, NodeIdentity, OperatorIdentity, encode_public
 from qkdnode.channel.identity import make_identity, read_secret
+from qkdnode.channel.operator import make_operator
 from qkdnode.errors import ConfigError
 from qkdnode.native.secret import SecretBuffer, equal, wipe
 
@@ -58,6 +59,24 @@ def provision_application(name: str, directory: Path | str) -> ApplicationIdenti
     public = _provision("application", name, Path(directory))
     assert isinstance(public, ApplicationIdentity)
     return public
+
+
+def provision_operator(name: str, directory: Path | str) -> OperatorIdentity:
+    """Make NAME.operator (secret) and NAME.public in `directory`; ConfigError if either is there already."""
+    _check_name("operator", name)
+    directory = _private_directory(Path(directory))
+    with make_operator(name) as operator:
+        secret = operator.secret_file()
+        try:
+            _create_all(
+                [
+                    (directory / f"{name}.operator", 0o600, (secret,)),
+                    (directory / f"{name}.public", 0o644, (encode_public(operator.public),)),
+                ]
+            )
+        finally:
+            wipe(secret)
+        return operator.public
 
 
 def provision_pair(link: str, alice: str, bob: str, directory: Path | str, kib: int = 64) -> tuple[Path, Path]:

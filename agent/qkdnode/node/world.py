@@ -1,6 +1,7 @@
 """What an agent touches the world with: files, devices, sockets, threads, clocks. A simulation gives it others."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from qkdnode.config import Config, LinkSection
 from qkdnode.device.alarms import OnAlarm
 from qkdnode.device.identity import DeviceConfig, DeviceInfo
 from qkdnode.device.module import ReceiverModule, TransmitterModule
+from qkdnode.device.sensors import SensorLimits
 from qkdnode.ids import ALICE
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.devices import module_backend
@@ -41,6 +43,7 @@ class NodeEntropy(Protocol):
     def draw(self, size: int) -> SecretBuffer: ...
     def draw_into(self, buffer: Buffer) -> None: ...
     def statistics(self) -> Any: ...
+    def acknowledge(self, serial: str) -> bool: ...
     async def stop(self) -> None: ...
 
 
@@ -53,6 +56,7 @@ class NodeModule(Protocol):
 
     def start(self, on_window: Callable[[Any], None], on_alarm: OnAlarm) -> None: ...
     def statistics(self) -> Any: ...
+    def acknowledge(self) -> bool: ...
     def stop(self) -> None: ...
 
 
@@ -63,6 +67,7 @@ class NodeChannel(Protocol):
     def connected(self) -> bool: ...
     async def send(self, frame: bytes) -> None: ...
     async def receive(self) -> bytes: ...
+    def statistics(self) -> Any: ...
     async def close(self) -> None: ...
 
 
@@ -99,6 +104,11 @@ class World:
         """A clock that never steps; the loop's."""
         return round(asyncio.get_running_loop().time() * 1e9)
 
+    async def free_bytes(self, directory: Path) -> int:
+        """What this user may still write to the file system of a directory. OSError if that cannot be told."""
+        found = await asyncio.to_thread(os.statvfs, directory)
+        return found.f_bavail * found.f_frsize
+
     async def open_vault(
         self,
         path: Path,
@@ -130,7 +140,16 @@ class World:
     def module(self, section: LinkSection) -> NodeModule:
         """The driver of a link's module."""
         make = TransmitterModule if section.role == ALICE else ReceiverModule
-        return make(section.module.serial, module_backend(section), slots_per_window=section.distill.window_slots)
+        return make(
+            section.module.serial,
+            module_backend(section),
+            slots_per_window=section.distill.window_slots,
+            limits=SensorLimits(
+                photocurrent_na=section.limits.photocurrent_na,
+                bias_voltage_mv=section.limits.bias_voltage_mv,
+                temperature_mc=section.limits.temperature_mc,
+            ),
+        )
 
     async def channel(
         self,

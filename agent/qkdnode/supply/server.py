@@ -165,6 +165,21 @@ class SupplyServer:
         )
         self._clock = asyncio.create_task(self._tick())
 
+    def allow(self, applications: AllowList[ApplicationIdentity]) -> None:
+        """Know these applications and no others; subscriptions that are no longer allowed end."""
+        self._applications = applications
+        for route, connection in list(self._connections.items()):
+            attendant, held = connection.attendant, connection.attendant.subscription
+            is_known = applications.named(connection.application) == attendant.application
+            if held is not None:
+                reason = self._decide(held.association, held.size_bits) if is_known else "it is not configured any more"
+                if reason is not None:
+                    self._send(connection, attendant.refuse(reason))
+                    self._end(connection, held.association, reason)
+            if not is_known:
+                del self._connections[route]
+                self._apply(connection, attendant.close("it is not configured any more"))
+
     def notify(self, application: str) -> None:
         """The application's outbox may have new rows."""
         for connection in self._connections.values():

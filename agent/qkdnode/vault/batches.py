@@ -38,6 +38,7 @@ from qkdnode.vault.segments import PAD_BYTES
 from qkdnode.vault.store import Store
 
 UNSETTLED = f"NOT usable AND state IN ('{PENDING}', '{READY}')"
+NO_BATCH = BatchId(0, 0)
 MAX_KEY_BITS = 1 << 30
 _JOURNALLED = (
     "bits_in",
@@ -66,6 +67,20 @@ def pending(store: Store, link: str) -> tuple[UnsettledBatch, ...]:
     """Batches PENDING here, oldest first."""
     rows = store.find(Batch, f"link = ? AND NOT usable AND state = '{PENDING}' ORDER BY batch", link)
     return tuple(UnsettledBatch(unpack_batch(row.batch), row.message) for row in rows)
+
+
+def newest_ready(store: Store, link: Link) -> BatchId:
+    """The newest Batch that is READY here since the pair was provisioned; (0, 0) if there is none."""
+    rows = store.find(Batch, f"link = ? AND state = '{READY}' ORDER BY batch DESC LIMIT 1", link.link)
+    newest = unpack_batch(rows[0].batch) if rows else NO_BATCH
+    ours = newest.session >> 32 if link.role == ALICE else newest.session & 0xFFFFFFFF
+    return newest if ours > link.provisioned else NO_BATCH
+
+
+def state_of(store: Store, link: str, batch: BatchId) -> str | None:
+    """The state of a Batch, None if it is not known here."""
+    known = _known(store, link, batch)
+    return None if known is None else known.state
 
 
 def store_pending(store: Store, request: StorePending) -> None:

@@ -1,6 +1,7 @@
 """The vault without a thread: requests in, one transaction per group, outcomes out."""
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,20 @@ from qkdnode.errors import (
     VaultLockedError,
 )
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import allocations, batches, keys, links, log, outbox, schema, segments
+from qkdnode.vault import (
+    alarms,
+    allocations,
+    batches,
+    extract,
+    inventory,
+    keys,
+    links,
+    log,
+    outbox,
+    pauses,
+    schema,
+    segments,
+)
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
@@ -33,7 +47,7 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, log):
+for _module in (links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses):
     HANDLERS.update(_module.HANDLERS)
 
 
@@ -122,14 +136,17 @@ class VaultCore:
         """
         outcomes: list[Outcome] = []
         mark = self._store.journal.mark()
-        taken = 0
+        taken, changes = 0, self._connection.total_changes()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for request in requests:
                 taken += 1
                 outcomes.append(self._execute(request))
             self._store.journal.write_head()
+            begun = time.perf_counter()
             self._connection.execute("COMMIT")
+            if self._connection.total_changes() != changes:
+                self._store.commits = self._store.commits.and_one(taken, time.perf_counter() - begun)
         except BaseException as error:
             failure = storage_error(error, self._path) if isinstance(error, apsw.Error) else error
             self._undo(mark)

@@ -3,6 +3,7 @@
 A change that cannot be journalled does not happen. Leaves of one request are gathered and written when it ends.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
 from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.sealing import Sealing
+from qkdnode.wire.events import CHECKPOINT, TOPIC_PATTERN
 
 CHECKPOINT_LEAVES = 1000
 VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
+_TOPIC = re.compile(TOPIC_PATTERN)
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
 
@@ -104,6 +107,8 @@ class Journal:
         """Journal an event of somebody else, numbered here; LocalProtocolError if it takes a record's name."""
         if event.subject.startswith(RESERVED_SUBJECTS):
             raise LocalProtocolError(f"subject {event.subject!r} is the vault's: no other events may have it")
+        if event.topic not in self._topics and (not _TOPIC.match(event.topic) or event.topic == CHECKPOINT):
+            raise LocalProtocolError(f"no leaf can have the topic {event.topic!r}: subscribers could not tell it apart")
         number = self._topics.get(event.topic, 0) + 1
         return self._append(msgspec.structs.replace(event, topic_sequence=number))
 
@@ -184,6 +189,27 @@ class Journal:
             "SELECT position, leaf FROM leaves WHERE position >= ? ORDER BY position LIMIT ?", (position, limit)
         )
         return tuple((int(at), str(leaf)) for at, leaf in rows)
+
+    def topics(self) -> dict[str, int]:
+        """The newest number of each topic."""
+        return self._topics.copy()
+
+    def newest_checkpoint(self) -> tuple[int, int, str]:
+        """Number, size and note; zeros and nothing if there is none."""
+        rows: list[Any] = self._connection.execute(
+            "SELECT (SELECT count(*) FROM checkpoints), size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
+        ).fetchall()
+        return rows[0] if rows else (0, 0, "")
+
+    def checkpoints_after(self, size: int, limit: int) -> tuple[tuple[int, int, str], ...]:
+        """Number from 1, size and note of checkpoints of more than `size` leaves, in their order."""
+        rows: list[Any] = self._connection.execute(
+            "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (size, limit)
+        ).fetchall()
+        if not rows:
+            return ()
+        ((before,),) = self._connection.execute("SELECT count(*) FROM checkpoints WHERE size <= ?", (size,))
+        return tuple((before + i, int(its), str(note)) for i, (its, note) in enumerate(rows, 1))
 
     def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
         """Events from a position on."""

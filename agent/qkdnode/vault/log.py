@@ -1,6 +1,7 @@
 """The audit log as it is asked for: foreign events, reading, checkpoints, and the counts of Status."""
 
 from functools import partial
+from uuid import UUID
 
 import msgspec
 
@@ -10,9 +11,13 @@ from qkdnode.ids import other_role
 from qkdnode.vault import segments
 from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import (
+    Alive,
     Checkpoint,
+    CheckpointsAfter,
     EventsAfter,
     LeavesAfter,
+    LogHead,
+    LogState,
     RecordEvent,
     RecordEvents,
     Status,
@@ -22,7 +27,7 @@ from qkdnode.vault.requests import (
 from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
-NAMES = ("to",)  # details of access events that name applications
+NAMES = ("to", "local", "remote")  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
 WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
@@ -30,7 +35,10 @@ WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usab
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
-    """RecordEvent. Who asked, and for which association, is told under the names' pseudonyms, as in leaves of keys."""
+    """RecordEvent. Who asked, and for what, is told under the names' pseudonyms, as in leaves of keys.
+
+    The subject of an access event is an application's name, or KIND/NAME of another that asks.
+    """
     return _record(store, request.event)
 
 
@@ -44,9 +52,11 @@ def _record(store: Store, event: AnyEvent) -> int:
     if isinstance(event, AccessEvent):
         pseudonym = store.sealing.pseudonym
         named = {name: pseudonym(str(event.details[name]).encode()) for name in NAMES if name in event.details}
-        event = msgspec.structs.replace(
-            event, subject=f"application/{pseudonym(event.subject.encode())}", details={**event.details, **named}
-        )
+        if "key" in event.details:
+            named["key"] = pseudonym(UUID(str(event.details["key"])).bytes)
+        kind, _, name = event.subject.rpartition("/")
+        subject = f"{kind or 'application'}/{pseudonym(name.encode())}"
+        event = msgspec.structs.replace(event, subject=subject, details={**event.details, **named})
     return store.journal.record_foreign(event)
 
 
@@ -58,6 +68,17 @@ def events_after(store: Store, request: EventsAfter) -> tuple[tuple[int, AnyEven
 def leaves_after(store: Store, request: LeavesAfter) -> tuple[tuple[int, str], ...]:
     """LeavesAfter."""
     return store.journal.leaves_after(request.position, min(request.limit, MAX_EVENTS))
+
+
+def log_head(store: Store, request: LogHead) -> LogState:
+    """LogHead."""
+    number, size, note = store.journal.newest_checkpoint()
+    return LogState(store.journal.size, store.journal.topics(), number, size, note)
+
+
+def checkpoints_after(store: Store, request: CheckpointsAfter) -> tuple[tuple[int, int, str], ...]:
+    """CheckpointsAfter."""
+    return store.journal.checkpoints_after(request.size, min(request.limit, MAX_EVENTS))
 
 
 def verify_log(store: Store, request: VerifyLog) -> tuple[int, int]:
@@ -91,7 +112,13 @@ def status(store: Store, request: Status) -> VaultStatus:
         application_outbox=counts.get(READY, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
+        commits=store.commits,
     )
+
+
+def alive(store: Store, request: Alive) -> None:
+    """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
+    store.scalar("PRAGMA schema_version")
 
 
 def _stock(store: Store, link: str, half: str) -> int:
@@ -103,7 +130,10 @@ HANDLERS = {
     RecordEvents: record_events,
     EventsAfter: events_after,
     LeavesAfter: leaves_after,
+    LogHead: log_head,
+    CheckpointsAfter: checkpoints_after,
     VerifyLog: verify_log,
     Checkpoint: checkpoint,
     Status: status,
+    Alive: alive,
 }

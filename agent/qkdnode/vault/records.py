@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from qkdnode.audit.events import Event, KeyEvent, LinkEvent
+from qkdnode.audit.events import AlarmEvent, Event, KeyEvent, LinkEvent
 from qkdnode.ids import Association, BatchId
 
 _BATCH = struct.Struct(">QI")
@@ -26,6 +26,7 @@ HELD = "held"
 PENDING, ABANDONED, QUARANTINED = "pending", "abandoned", "quarantined"
 # Segments; QUARANTINED and DAMAGED are shared
 WAITING, USABLE, SPENT = "waiting", "usable", "spent"
+KEYS_GREETINGS = "greeting"  # no pads: the key of the pair's Greetings
 # Chunks; QUARANTINED and DAMAGED are shared
 STOCKED = "stocked"
 
@@ -52,6 +53,7 @@ class Record(msgspec.Struct, frozen=True):
     event: ClassVar[type[Event]] = KeyEvent
     topic: ClassVar[str]  # the topic of its leaves, before the link's name
     set_aside: ClassVar[str | None] = None  # the state that takes a damaged row out of use
+    dropped: ClassVar[bool] = False  # whether a damaged row is deleted
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         """The row's name in the audit log."""
@@ -72,6 +74,9 @@ class Link(Record, frozen=True):
     session_counter: int
     start: bytes
     pair: bytes  # id of the pair file that it was last provisioned from
+    provisioned: int  # the session counter at that time
+    heard_start: bytes  # the peer's start and session counter admitted last
+    heard: int
     generation: int = 0
     leaf: int = 0
 
@@ -94,6 +99,7 @@ class Segment(Record, frozen=True):
     pads: int
     sending: int
     seen: int
+    granted: int  # the peer may have tagged with the pads of its half below this
     epoch: int
     version: int
     sealed: bytes | None
@@ -277,6 +283,25 @@ def outstanding(states: bytes, far: bytes) -> int:
     )
 
 
+class PausedLink(Record, frozen=True):
+    """Whether an operator has paused a link."""
+
+    table: ClassVar[str] = "pauses"
+    key: ClassVar[tuple[str, ...]] = ("link",)
+    event: ClassVar[type[Event]] = LinkEvent
+    topic: ClassVar[str] = "pauses"
+
+    link: str
+    paused: int
+    by: str  # the operator
+    since_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"pause/{self.link}"
+
+
 class PeerRequest(Record, frozen=True):
     """The neighbour's request to allocate, and how it was answered."""
 
@@ -301,6 +326,7 @@ class Notice(Record, frozen=True):
     table: ClassVar[str] = "outbox"
     key: ClassVar[tuple[str, ...]] = ("link", "number")
     topic: ClassVar[str] = "outbox"
+    dropped: ClassVar[bool] = True
 
     link: str
     number: int
@@ -313,7 +339,46 @@ class Notice(Record, frozen=True):
         return None
 
 
-RECORDS: tuple[type[Record], ...] = (Link, Segment, Batch, Chunk, KnownAssociation, Bundle, PeerRequest, Notice)
+class KnownAlarm(Record, frozen=True):
+    """An alarm about something; `first_ns` names its present episode."""
+
+    table: ClassVar[str] = "alarms"
+    key: ClassVar[tuple[str, ...]] = ("code", "about")
+    event: ClassVar[type[Event]] = AlarmEvent
+    topic: ClassVar[str] = "alarm"
+    dropped: ClassVar[bool] = True  # the log has it, and the next occurrence makes a new one
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    count: int
+    state: str
+    acknowledged_by: str | None
+    acknowledged_ns: int | None
+    cleared_ns: int | None
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"alarm/{self.code}/{self.about}"
+
+
+RECORDS: tuple[type[Record], ...] = (
+    Link,
+    Segment,
+    Batch,
+    Chunk,
+    KnownAssociation,
+    Bundle,
+    PeerRequest,
+    Notice,
+    PausedLink,
+    KnownAlarm,
+)
 RESERVED_SUBJECTS = tuple(
-    f"{name}/" for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request")
+    f"{name}/"
+    for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "alarm")
 )

@@ -13,7 +13,7 @@ import msgspec
 from qkdnode.audit.events import AnyEvent
 from qkdnode.ids import Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.wire.messages import Allocate, Mark
+from qkdnode.wire.messages import Allocate, Greeting, Mark, PadSpan
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +26,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class ProvisionLink(Request, frozen=True):
     """Install the pre-shared authentication key of a link: Alice's half, then Bob's, whole pads of 16 bytes.
 
-    Anew, it quarantines every unsettled Batch and destroys all older authentication key of the link; the session
-    counter goes on. Answer: None.
+    The last two pads of each half become the key of the pair's Greetings. Anew, it quarantines every unsettled Batch
+    and destroys all older authentication key of the link; the session counter goes on. Answer: None.
     """
 
     link: str
@@ -38,10 +38,7 @@ class ProvisionLink(Request, frozen=True):
 
 
 class OpenLink(Request, frozen=True):
-    """Open a link after a start. The first opening moves the sending marks by 16 pads.
-
-    A link without segments is yet to be provisioned. Answer: LinkState.
-    """
+    """Open a link after a start. A link without segments is yet to be provisioned. Answer: LinkState."""
 
     link: str
     role: str
@@ -71,6 +68,8 @@ class LinkState(msgspec.Struct, frozen=True):
 
     pair: bytes  # id of the pair file last imported; empty if none was
     session_counter: int  # last used; 0 if none
+    start: bytes  # 8 random bytes that name this run of the vault
+    greeting_key: SecretBuffer | None  # Alice's 32 bytes, then Bob's; None if the link is yet to be provisioned
     segments: tuple[SegmentState, ...]
     unsettled: tuple[UnsettledBatch, ...]
 
@@ -81,16 +80,53 @@ class NextSession(Request, frozen=True):
     link: str
 
 
-class ReservePads(Request, frozen=True):
-    """Move the sending mark over `count` pads, durably, before any is used; keep back `reserve` pads.
+class StateLink(Request, frozen=True):
+    """What a Greeting says of this end's vault. Answer: Statement."""
 
-    Answer: tuple[PadAddress, ...] of length count, ascending; `contiguous` ones are consecutive in one segment.
-    PoolExhaustedError if fewer than count + reserve are left; nothing moves.
+    link: str
+
+
+class AdmitPeer(Request, frozen=True):
+    """Begin a session on what the peer says in a Greeting that was verified and answers this end's own.
+
+    If neither vault is older than what the other has seen of it, the peer's start and counter are journalled and the
+    pads that it wants are granted. Answer: Admission.
+    """
+
+    link: str
+    greeting: Greeting
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """Answer to AdmitPeer."""
+
+    granted: tuple[PadSpan, ...]
+    refused: str  # how one end's vault must be an older copy; empty if there is no sign of it
+
+
+class GrantPads(Request, frozen=True):
+    """Let the peer tag with `count` more pads of its half, from those segments that it says have room.
+
+    The granted mark moves durably before the answer, and never back: no pad is granted twice, whatever the peer's vault
+    remembers. Answer: tuple[PadSpan, ...], of fewer pads if there are no more.
     """
 
     link: str
     count: int
-    reserve: int = 0
+    sending: tuple[Mark, ...]
+
+
+class ReservePads(Request, frozen=True):
+    """Move the sending mark over `count` pads that the peer has granted, durably, before any is used.
+
+    Answer: tuple[PadAddress, ...] of at most length count, ascending, all within the spans; `contiguous` ones are
+    consecutive in one segment and just as many, or none. PoolExhaustedError if fewer than count are left, granted or
+    not; nothing moves.
+    """
+
+    link: str
+    count: int
+    within: tuple[PadSpan, ...]
     contiguous: bool = False
 
 
@@ -348,6 +384,62 @@ class Outstanding(Request, frozen=True):
     association: Association
 
 
+# --- alarms --------------------------------------------------------------------------------------------------------
+
+
+class RaiseAlarm(Request, frozen=True):
+    """Note so many more occurrences of an alarm, with a leaf. Another `first_ns` than the stored one begins a new
+    episode: raised, and counted from these. Times are the wall clock's, in nanoseconds. Answer: None.
+    """
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    occurrences: int
+
+
+class AcknowledgeAlarm(Request, frozen=True):
+    """A person has seen this episode of an alarm. Answer: bool, whether that is new."""
+
+    code: str
+    about: str
+    first_ns: int
+    by: str
+    at_ns: int
+
+
+class ClearAlarm(Request, frozen=True):
+    """This episode of an alarm is over. Answer: bool, whether that is new."""
+
+    code: str
+    about: str
+    first_ns: int
+    at_ns: int
+
+
+class StoredAlarm(msgspec.Struct, frozen=True):
+    """One alarm, as it was stored last."""
+
+    code: str
+    about: str
+    severity: str
+    detail: str
+    first_ns: int
+    last_ns: int
+    count: int
+    state: str  # "raised", "acknowledged", "cleared"
+    acknowledged_by: str | None
+    acknowledged_ns: int | None
+    cleared_ns: int | None
+
+
+class Alarms(Request, frozen=True):
+    """Every stored alarm, the oldest episode first. Answer: tuple[StoredAlarm, ...]."""
+
+
 # --- audit and status ----------------------------------------------------------------------------------------------
 
 
@@ -367,6 +459,27 @@ class LeavesAfter(Request, frozen=True):
     """Leaves of the audit log from a position on, as text. Answer: tuple[tuple[int, str], ...], position and leaf."""
 
     position: int
+    limit: int = 256
+
+
+class LogHead(Request, frozen=True):
+    """Where the audit log stands. Answer: LogState."""
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """Answer to LogHead."""
+
+    size: int  # leaves
+    topics: dict[str, int]  # topic -> newest number
+    checkpoints: int
+    checkpoint_size: int  # of the newest; 0 if there is none
+    note: str  # the newest; empty if there is none
+
+
+class CheckpointsAfter(Request, frozen=True):
+    """Signed notes of logs larger than `size`. Answer: tuple[tuple[int, int, str], ...], number from 1, size, note."""
+
+    size: int
     limit: int = 256
 
 
@@ -390,6 +503,27 @@ class Checkpoint(Request, frozen=True):
     """Sign a checkpoint of the log now. Answer: str, the note."""
 
 
+COMMIT_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.5)
+
+
+class Commits(msgspec.Struct, frozen=True):
+    """The groups of requests that changed something since the start, and how long their commits took, sync included."""
+
+    groups: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+    within: tuple[int, ...] = (0,) * len(COMMIT_BOUNDS_S)  # groups whose commit took at most the bound, for each bound
+
+    def and_one(self, requests: int, seconds: float) -> "Commits":
+        """With one group more."""
+        return Commits(
+            self.groups + 1,
+            self.requests + requests,
+            self.seconds + seconds,
+            tuple(n + (seconds <= bound) for n, bound in zip(self.within, COMMIT_BOUNDS_S, strict=True)),
+        )
+
+
 class VaultStatus(msgspec.Struct, frozen=True):
     """Answer to Status."""
 
@@ -402,10 +536,15 @@ class VaultStatus(msgspec.Struct, frozen=True):
     application_outbox: int
     neighbour_outbox: int
     leaves: int
+    commits: Commits = Commits()
 
 
 class Status(Request, frozen=True):
     """Counts. Answer: VaultStatus."""
+
+
+class Alive(Request, frozen=True):
+    """Changes nothing. Answer: None, once the vault has come to it and its file has answered."""
 
 
 class PadsLeft(Request, frozen=True):

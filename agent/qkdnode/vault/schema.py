@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PRAGMAS = (
     # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
@@ -40,6 +40,9 @@ CREATE TABLE links (
     session_counter INTEGER NOT NULL,
     start BLOB NOT NULL,
     pair BLOB NOT NULL,
+    provisioned INTEGER NOT NULL,
+    heard_start BLOB NOT NULL,
+    heard INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
@@ -52,6 +55,7 @@ CREATE TABLE segments (
     pads INTEGER NOT NULL,
     sending INTEGER NOT NULL,
     seen INTEGER NOT NULL,
+    granted INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     sealed BLOB,
@@ -178,6 +182,16 @@ CREATE TABLE requests (
     PRIMARY KEY (link, request)
 );
 
+CREATE TABLE pauses (
+    link TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
 CREATE TABLE outbox (
     link TEXT NOT NULL,
     number INTEGER NOT NULL,
@@ -187,6 +201,24 @@ CREATE TABLE outbox (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, number)
+);
+
+CREATE TABLE alarms (
+    code TEXT NOT NULL,
+    about TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    acknowledged_by TEXT,
+    acknowledged_ns INTEGER,
+    cleared_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (code, about)
 );
 
 CREATE TABLE leaves (

@@ -58,7 +58,7 @@ class Sealing:
         try:
             self._draw_into(buffer)
         except BaseException:
-            buffer.release()
+            buffer.discard()  # the error's own frames may still hold a view
             raise
         return buffer
 

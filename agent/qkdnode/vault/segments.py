@@ -1,25 +1,55 @@
 """Segments of authentication key: their marks, their pads, their end."""
 
+from msgspec.structs import replace
+
 from qkdnode.errors import LocalProtocolError, PoolExhaustedError
-from qkdnode.ids import BatchId, PadAddress
-from qkdnode.vault.records import SPENT, USABLE, WAITING, Segment, pack_batch, unpack_batch
-from qkdnode.vault.requests import NoteSeen, PadsLeft, ReservePads, SegmentState
+from qkdnode.ids import GREETING_KEY, PROVISIONED, BatchId, PadAddress
+from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.records import KEYS_GREETINGS, SPENT, USABLE, WAITING, Segment, pack_batch, unpack_batch
+from qkdnode.vault.requests import GrantPads, NoteSeen, PadsLeft, ReservePads, SegmentState
 from qkdnode.vault.store import Store
+from qkdnode.wire.messages import Mark, PadSpan
 
 PAD_BYTES = 16
-RESTART_PADS = 16  # tags that can be out unanswered: all that a rolled-back vault can have sent unseen
+GREETING_PADS = 2  # 256 bits for each direction
+STATED_MARKS = 64  # how many segments a Greeting can state
+STATED_FULL = 16  # of these, how many that have no room left: a newer fact than an older copy knows
 LIVE = f"state IN ('{WAITING}', '{USABLE}')"
+OURS, THEIRS = "this vault is an older copy", "the peer's vault is an older copy"
+_WITH_ROOM = f"link = ? AND state = '{USABLE}' AND sending < pads ORDER BY batch LIMIT ?"
+_WITHOUT_ROOM = f"link = ? AND state IN ('{USABLE}', '{SPENT}') AND sending = pads ORDER BY batch DESC LIMIT ?"
 _LEFT = f"SELECT coalesce(sum(pads - sending), 0) FROM segments WHERE link = ? AND state = '{USABLE}'"
 
 
 def install(store: Store, link: str, batch: BatchId, material: memoryview, *, usable: bool) -> Segment:
     """Seal a new segment: Alice's half, then Bob's."""
+    return _install(store, link, batch, material, USABLE if usable else WAITING)
+
+
+def provision(store: Store, link: str, material: memoryview) -> int:
+    """The first segment of a pair, and the key of its Greetings from the end of each half. Answer: pads for tags."""
+    half, key = len(material) // 2, GREETING_PADS * PAD_BYTES
+    with SecretBuffer(2 * (half - key)) as rest, memoryview(rest) as pads:
+        pads[: half - key], pads[half - key :] = material[: half - key], material[half:-key]
+        row = _install(store, link, PROVISIONED, pads, USABLE)
+    with SecretBuffer(2 * key) as keys, memoryview(keys) as view:
+        view[:key], view[key:] = material[half - key : half], material[-key:]
+        _install(store, link, GREETING_KEY, view, KEYS_GREETINGS)
+    return row.pads
+
+
+def greeting_key(store: Store, link: str) -> SecretBuffer | None:
+    """Alice's 32 bytes, then Bob's."""
+    row = store.get(Segment, link, pack_batch(GREETING_KEY))
+    return store.unseal(row) if row is not None and row.state == KEYS_GREETINGS else None
+
+
+def _install(store: Store, link: str, batch: BatchId, material: memoryview, state: str) -> Segment:
     pads = len(material) // (2 * PAD_BYTES)
-    state = USABLE if usable else WAITING
-    row = Segment(link, pack_batch(batch), state, pads, 0, 0, store.epoch, 1, None, None)
+    row = Segment(link, pack_batch(batch), state, pads, 0, 0, 0, store.epoch, 1, None, None)
     (sealed,) = store.sealing.seal(link, row.epoch, [row.bound], material, len(material))
-    row = Segment(link, row.batch, state, pads, 0, 0, row.epoch, 1, sealed.sealed, sealed.wrapped)
-    return store.create(row, "pads.stored", pads=pads, usable=usable)
+    row = replace(row, sealed=sealed.sealed, wrapped=sealed.wrapped)
+    return store.create(row, "pads.stored", pads=pads, usable=state == USABLE)
 
 
 def state_of(store: Store, row: Segment) -> SegmentState:
@@ -54,17 +84,72 @@ def make_usable(store: Store, link: str, batch: bytes) -> Segment | None:
     return row
 
 
-def skip_unseen(store: Store, link: str) -> None:
-    """After a restart: move the marks of used segments by 16, and carry what does not fit into the next segment."""
-    spent = store.find(Segment, f"link = ? AND state = '{SPENT}' LIMIT 1", link)
-    carried = RESTART_PADS if spent else 0
-    for row in store.find_sound(Segment, f"link = ? AND {LIVE} ORDER BY batch", link):
-        wanted = RESTART_PADS if row.sending else carried
-        moved = min(wanted, row.pads - row.sending)
-        carried = wanted - moved
-        if moved:
-            sending = row.sending + moved
-            store.change(row, "pads.skipped", {"pads": moved, "sending": sending}, sending=sending)
+def sending_marks(store: Store, link: str) -> tuple[Mark, ...]:
+    """What this end has reserved: the oldest segments with room, and the newest without."""
+    room = store.find_sound(Segment, _WITH_ROOM, link, STATED_MARKS - STATED_FULL)
+    full = store.find_sound(Segment, _WITHOUT_ROOM, link, STATED_FULL)
+    return tuple(Mark(unpack_batch(row.batch), row.sending) for row in (*room, *full))
+
+
+def seen_marks(store: Store, link: str) -> tuple[Mark, ...]:
+    """What this end has accepted of the peer's half."""
+    rows = store.find_sound(Segment, f"link = ? AND {LIVE} AND seen ORDER BY batch DESC LIMIT ?", link, STATED_MARKS)
+    return tuple(Mark(unpack_batch(row.batch), row.seen) for row in rows)
+
+
+def older_copy(store: Store, link: str, sending: tuple[Mark, ...], seen: tuple[Mark, ...]) -> str:
+    """Which end's vault the marks that the peer states show to be an older copy, and how; empty if none."""
+    ((found,),) = store.connection.execute("SELECT max(batch) FROM segments WHERE link = ?", (link,)).fetchall()
+    newest = found if isinstance(found, bytes) else b""
+    for mark in (*seen, *sending):
+        if mark.index and pack_batch(mark.segment) > newest:
+            return f"{OURS}: the peer uses segment {mark.segment}, which this vault does not hold"
+    for mark in seen:
+        row = store.get(Segment, link, pack_batch(mark.segment))
+        if row is not None and mark.index > row.sending:
+            return (
+                f"{OURS}: the peer has seen pad {mark.index - 1} of segment {mark.segment}; this vault reserved fewer"
+            )
+    for mark in sending:
+        row = store.get(Segment, link, pack_batch(mark.segment))
+        if row is not None and mark.index > row.granted:
+            return (
+                f"{OURS}: the peer has reserved {mark.index} pads of segment {mark.segment}; this vault granted "
+                f"{row.granted}"
+            )
+        if row is not None and mark.index < row.seen:
+            return (
+                f"{THEIRS}: it has reserved {mark.index} pads of segment {mark.segment}; this end has seen pad "
+                f"{row.seen - 1}"
+            )
+    return ""
+
+
+def grant(
+    store: Store, link: str, count: int, sending: tuple[Mark, ...], *, contiguous: bool = False
+) -> tuple[PadSpan, ...]:
+    """Move the granted marks over `count` pads of the peer's half, in segments that it says have room."""
+    spans: list[PadSpan] = []
+    for mark in sorted(sending, key=lambda mark: mark.segment):
+        row = store.get(Segment, link, pack_batch(mark.segment)) if count else None
+        if row is None or row.state not in (WAITING, USABLE):
+            continue
+        # Not from what the peer says it has reserved: its vault may be an older copy, and not know what it has used.
+        some = min(count, row.pads - row.granted)
+        if some <= 0 or (contiguous and some < count):
+            continue
+        end = row.granted + some
+        store.change(row, "pads.granted", {"pads": some, "granted": end}, granted=end)
+        spans.append(PadSpan(mark.segment, row.granted, end))
+        count -= some
+    return tuple(spans)
+
+
+def grant_pads(store: Store, request: GrantPads) -> tuple[PadSpan, ...]:
+    """GrantPads."""
+    if request.count < 1:
+        raise LocalProtocolError(f"{request.count} pads cannot be granted")
+    return grant(store, request.link, request.count, request.sending)
 
 
 def destroy(store: Store, row: Segment, why: str) -> None:
@@ -86,31 +171,27 @@ def pads_left(store: Store, link: str) -> int:
 
 def reserve_pads(store: Store, request: ReservePads) -> tuple[PadAddress, ...]:
     """ReservePads."""
-    if request.count < 1 or request.reserve < 0:
-        raise LocalProtocolError(f"{request.count} pads with {request.reserve} kept back cannot be reserved")
+    if request.count < 1:
+        raise LocalProtocolError(f"{request.count} pads cannot be reserved")
     left = pads_left(store, request.link)
-    fit = request.count if request.contiguous else 1
-    rows = store.find(
-        Segment,
-        f"link = ? AND state = '{USABLE}' AND pads - sending >= ? ORDER BY batch LIMIT ?",
-        request.link,
-        fit,
-        1 if request.contiguous else request.count,
-    )
-    if left < request.count + request.reserve or sum(row.pads - row.sending for row in rows) < request.count:
+    if left < request.count:
         raise PoolExhaustedError(
-            f"link {request.link!r} has {left} pads left, {request.reserve} of them kept back: {request.count} cannot "
-            "be taken; the link must make key, or the pair be provisioned anew"
+            f"link {request.link!r} has {left} pads left: {request.count} cannot be taken; "
+            "the link must make key, or the pair be provisioned anew"
         )
     taken: list[PadAddress] = []
-    for row in rows:
-        count = min(request.count - len(taken), row.pads - row.sending)
-        if not count:
-            break
-        sending = row.sending + count
-        segment = unpack_batch(row.batch)
-        taken.extend(PadAddress(segment, index) for index in range(row.sending, sending))
-        store.change(row, "pads.reserved", {"pads": count, "sending": sending}, sending=sending)
+    for span in sorted(request.within, key=lambda span: (span.segment, span.first)):
+        row = store.get(Segment, request.link, pack_batch(span.segment))
+        if row is None or row.state != USABLE:
+            continue
+        first, end = max(row.sending, span.first), min(row.pads, span.end)
+        count = min(request.count - len(taken), end - first)
+        if count <= 0 or (request.contiguous and count < request.count):
+            continue
+        sending = first + count
+        taken.extend(PadAddress(span.segment, index) for index in range(first, sending))
+        skipped = first - row.sending
+        store.change(row, "pads.reserved", {"pads": count, "skipped": skipped, "sending": sending}, sending=sending)
     return tuple(taken)
 
 
@@ -129,4 +210,4 @@ def count_left(store: Store, request: PadsLeft) -> int:
     return pads_left(store, request.link)
 
 
-HANDLERS = {ReservePads: reserve_pads, NoteSeen: note_seen, PadsLeft: count_left}
+HANDLERS = {GrantPads: grant_pads, ReservePads: reserve_pads, NoteSeen: note_seen, PadsLeft: count_left}

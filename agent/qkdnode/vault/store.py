@@ -26,6 +26,7 @@ from qkdnode.vault.records import (
     Segment,
     delivered_both,
 )
+from qkdnode.vault.requests import Commits
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -73,6 +74,7 @@ class Store:
         self.journal = journal
         self.node = node
         self.start = start  # names this run of the vault
+        self.commits = Commits()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
 
@@ -271,11 +273,12 @@ class Store:
                 if isinstance(states, bytes) and isinstance(far, bytes):
                     store._count_keys(states, far, -1)
                     store._counts[DAMAGED] += len(states)
-            elif record.table == "outbox":
+            elif record.dropped:
                 store.connection.execute(_statements(record).delete, key)
             store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)
 
         aside = "it was set aside" if record.set_aside is not None else "nothing that needs it works"
+        aside = "it was dropped" if record.dropped else aside
         return Aftermath(
             VaultDamagedError(f"record {name} of the vault {what}: {aside}; look for who wrote to the vault file"),
             set_aside,

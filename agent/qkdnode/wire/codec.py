@@ -2,7 +2,7 @@
 
     header  sender 8 | receiver 8 | version 1 | kind 1 | direction 1 | zero 1 | counter 4 | session 8    little-endian
     body    msgspec array of the kind's fields
-    trailer by protection: tag = hash-key address 16 | pad address 16 | tag 16; vault = HMAC 32; none otherwise
+    trailer by protection: tag = hash-key address 16 | pad address 16 | tag 16; vault and pair = HMAC 32; none otherwise
 
 An address is session 8 | Batch number 4 | index 4. Direction 0 is Alice to Bob, 1 is Bob to Alice.
 """
@@ -21,11 +21,11 @@ ADDRESS = struct.Struct("<QII")
 TAG_BYTES = 16
 MAC_BYTES = 32
 TRAILER_BYTES = {
-    Protection.NONE: 0,
     Protection.TRANSCRIPT: 0,
     Protection.TAG: 2 * ADDRESS.size + TAG_BYTES,
     Protection.SETTLING: 2 * ADDRESS.size + TAG_BYTES,
     Protection.VAULT: MAC_BYTES,
+    Protection.PAIR: MAC_BYTES,
 }
 DIRECTION_OF_SENDER = {ALICE: 0, BOB: 1}
 SENDER_OF_DIRECTION = {0: ALICE, 1: BOB}
@@ -132,7 +132,7 @@ def decode(raw: bytes) -> Frame:
     if encode_body(message) != body:
         raise RemoteProtocolError(f"{name} is not in its canonical encoding")
     trailer = mac = None
-    if kind.protection is Protection.VAULT:
+    if kind.protection in (Protection.VAULT, Protection.PAIR):
         mac = raw[end:]
     elif kind.protection in (Protection.TAG, Protection.SETTLING):
         size = ADDRESS.size

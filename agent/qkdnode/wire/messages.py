@@ -15,6 +15,7 @@ U32 = Annotated[int, Meta(ge=0, lt=2**32)]
 U64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=31)]
 Block16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Start = Annotated[bytes, Meta(min_length=8, max_length=8)]  # drawn at each start of an agent
 Block32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 PerIntensity = Annotated[tuple[U64, ...], Meta(min_length=2, max_length=3)]
 KIB, MIB = 1 << 10, 1 << 20
@@ -29,6 +30,14 @@ class Mark(Message, frozen=True):
 
     segment: BatchId
     index: U32
+
+
+class PadSpan(Message, frozen=True):
+    """Pads [first, end) of the receiver's half of a segment: granted to it for tags, once."""
+
+    segment: BatchId
+    first: U32
+    end: U32
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,16 +61,34 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dead_slots: U64
 
 
+class Statement(Message, frozen=True):
+    """What an end's vault holds of its link: the other end compares, and neither goes on with an older copy."""
+
+    heard_start: Annotated[bytes, Meta(max_length=8)]  # the receiver's start and session counter admitted last
+    heard: U32
+    newest: BatchId  # the newest Batch READY at the sender since the pair was provisioned; (0, 0): none
+    sending: Annotated[tuple[Mark, ...], Meta(max_length=64)]  # pads reserved by the sender
+    seen: Annotated[tuple[Mark, ...], Meta(max_length=64)]  # pads of the receiver that the sender has accepted
+
+
 class Greeting(Message, frozen=True):
-    """First on every connection, untagged: it moves nothing."""
+    """First on every connection, under the pair's greeting key: it costs no pad, and grants the peer's.
+
+    One that answers the receiver's own start and counter was made after them: only such a one is believed.
+    """
 
     node: Name
     link: Name
     pair: Annotated[bytes, Meta(max_length=16)]  # id of the pair file that the sender was provisioned from
+    start: Start
     counter: U32  # own session counter, strictly rising
-    answer_to: U32  # the peer's counter that this answers; 0 asks
-    sending: Annotated[tuple[Mark, ...], Meta(max_length=64)]
-    seen: Annotated[tuple[Mark, ...], Meta(max_length=64)]
+    answer_start: Annotated[bytes, Meta(max_length=8)]  # the peer's start and counter that this answers
+    answer_to: U32  # 0 asks
+    admitted: bool  # a believed Greeting of the peer, and what it says, stands in the sender's vault
+    refused: Annotated[str, Meta(max_length=256)]  # why the sender begins no session on what the peer has said
+    statement: Statement
+    wanted: Annotated[int, Meta(ge=0, le=64)]  # consecutive pads that the sender lacks for its Hello
+    granted: Annotated[tuple[PadSpan, ...], Meta(max_length=64)]
 
 
 class Hello(Message, frozen=True):
@@ -292,16 +319,35 @@ class Subscription(Message, frozen=True):
     credit: U32
 
 
+class PadsWanted(Message, frozen=True):
+    """The sender has few granted pads left. What it has reserved of its half, segment by segment."""
+
+    count: Annotated[int, Meta(ge=1, le=64)]
+    sending: Annotated[tuple[Mark, ...], Meta(max_length=64)]
+
+
+class PadsGranted(Message, frozen=True):
+    """The receiver may tag with these pads of its half; none if all are used up. Journalled before it is sent."""
+
+    spans: Annotated[tuple[PadSpan, ...], Meta(max_length=64)]
+
+
 class Goodbye(Message, frozen=True):
     """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
 
     drained: bool
 
 
+class Paused(Message, frozen=True):
+    """An operator has paused the sender's end, or lets it go on: while either end is paused Bob lists no Windows."""
+
+    paused: bool
+
+
 class Protection(Enum):
     """How a message is authenticated."""
 
-    NONE = "untagged, moves nothing"
+    PAIR = "HMAC-SHA-256 under the pair's greeting key"
     TAG = "one-time-padded tag at once"
     TRANSCRIPT = "by the Batch's settling tags"
     SETTLING = "one-time-padded tag over the Batch's transcript"
@@ -320,7 +366,7 @@ class Kind(msgspec.Struct, frozen=True):
 
 EITHER = (ALICE, BOB)
 KINDS: tuple[Kind, ...] = (
-    Kind(1, Greeting, EITHER, Protection.NONE, 8 * KIB),
+    Kind(1, Greeting, EITHER, Protection.PAIR, 16 * KIB),
     Kind(2, Hello, EITHER, Protection.TAG, 16 * KIB),
     Kind(10, SiftList, (BOB,), Protection.TAG, 8 * MIB),
     Kind(11, SiftAnswer, (ALICE,), Protection.TRANSCRIPT, 8 * MIB),
@@ -345,6 +391,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(44, Received, EITHER, Protection.VAULT, 16 * KIB),
     Kind(45, Subscription, EITHER, Protection.VAULT, 4 * KIB),
     Kind(46, Goodbye, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(47, Paused, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(48, PadsWanted, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(49, PadsGranted, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}

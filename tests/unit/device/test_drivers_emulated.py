@@ -9,6 +9,7 @@ from qkdnode.device.alarms import AlarmCode
 from qkdnode.device.entropy import EntropyPool, SourceState
 from qkdnode.device.module import ReceiverModule, TransmitterModule
 from qkdnode.device.qrng import QrngModule
+from qkdnode.device.sensors import SensorLimits
 from qkdnode.device.windows import Discard, ReceiverWindow, TransmitterWindow
 
 emulated = pytest.importorskip("qkdnode.device.emulated")
@@ -20,8 +21,10 @@ SLOTS = 1 << 16
 class World:
     """A link of two modules and a QRNG, in a time that passes only while somebody waits for it."""
 
-    def __init__(self, *, clock_offset_ns: int = 0, stuck_after_bytes: int | None = None) -> None:
-        optics = EmulatedOptics(seed=11, epoch_ns=EPOCH_NS, slot_rate_hz=4_000_000, clock_offset_ns=clock_offset_ns)
+    def __init__(
+        self, *, clock_offset_ns: int = 0, stuck_after_bytes: int | None = None, slot_rate_hz: int = 4_000_000
+    ) -> None:
+        optics = EmulatedOptics(seed=11, epoch_ns=EPOCH_NS, slot_rate_hz=slot_rate_hz, clock_offset_ns=clock_offset_ns)
         entropy = EmulatedEntropy(seed=12, epoch_ns=EPOCH_NS, stuck_after_bytes=stuck_after_bytes)
         self.now_ns = EPOCH_NS + 1_000_000_000
         self.devices = {
@@ -161,3 +164,37 @@ def test_a_stuck_emulated_qrng_is_found() -> None:
     assert world.source.state is SourceState.FAILED
     assert world.pool.available_bytes == 0
     assert AlarmCode.DEVICE_UNHEALTHY in world.codes
+
+
+@pytest.mark.parametrize(
+    ("serial", "expected"),
+    [
+        ("RX-1", {AlarmCode.PHOTOCURRENT, AlarmCode.BIAS_VOLTAGE}),
+        ("TX-1", {AlarmCode.LASER_POWER, AlarmCode.BIAS_VOLTAGE}),
+    ],
+)
+def test_bright_light_shows_in_the_sensors_whose_values_were_learnt(serial: str, expected: set[AlarmCode]) -> None:
+    world = World(slot_rate_hz=100_000)
+    module = {"RX-1": world.rx, "TX-1": world.tx}[serial]
+    world.run(module, seconds=65)
+    assert world.codes == []
+    world.devices[serial].inject("blinding")
+    world.run(module, seconds=3)
+    assert set(world.codes) == expected
+    world.bus.replug(serial)
+    world.run(module, seconds=3)
+    world.codes.clear()
+    world.run(module, seconds=3)
+    assert world.codes == []
+
+
+def test_bright_light_shows_at_once_where_limits_are_given() -> None:
+    world = World(slot_rate_hz=100_000)
+    limits = SensorLimits(photocurrent_na=(0.0, 100.0))
+    receiver = ReceiverModule("RX-1", lambda: world.bus, slots_per_window=SLOTS, clock=world.seconds, limits=limits)
+    details: list[str] = []
+    receiver.listen(lambda window: None, lambda alarm: details.append(alarm.detail))
+    world.devices["RX-1"].inject("blinding")
+    world.run(receiver, seconds=2.5)
+    assert set(details) == {"photocurrent 150003 nA is not within 0 to 100"}
+    assert len(details) == 2

@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 
 from qkdnode.device.entropy import EntropyPool, Source, SourceState, extracted_bits
 from qkdnode.errors import NoEntropyError
-from qkdnode.native.secret import equal
+from qkdnode.native.secret import SecretBuffer, equal
 
 BLOCK = extracted_bits(6.0) // 8
 
@@ -319,3 +319,13 @@ def test_concurrent_draws_never_share_a_byte() -> None:
     for thread in threads:
         thread.join(60)
     assert len(words) == 800 == len(set(words))
+
+
+def test_the_error_of_a_refused_draw_holds_no_view_of_the_buffer() -> None:
+    pool = EntropyPool(extractor=FirstBytes)
+    buffer = SecretBuffer(32)
+    with pytest.raises(NoEntropyError, match="no QRNG is attached") as refused:
+        pool.draw_into(buffer)
+    buffer.release()
+    assert buffer.released
+    assert refused.value.__traceback__ is not None

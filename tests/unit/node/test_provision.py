@@ -14,9 +14,17 @@ from qkdnode.channel.identity import (
     load_public_node,
     signature_is_valid,
 )
+from qkdnode.channel.operator import load_operator, load_public_operator, operator_signed
 from qkdnode.errors import ConfigError
 from qkdnode.native.secret import equal
-from qkdnode.node.provision import PAIR, load_pair, provision_application, provision_node, provision_pair
+from qkdnode.node.provision import (
+    PAIR,
+    load_pair,
+    provision_application,
+    provision_node,
+    provision_operator,
+    provision_pair,
+)
 
 
 def mode(path: Path) -> int:
@@ -167,3 +175,42 @@ def test_impossible_pairs_are_refused(tmp_path: Path) -> None:
             provision_pair("l", "a", "b", tmp_path, kib=kib)
     with pytest.raises(ConfigError, match="cannot read"):
         load_pair(tmp_path / "l.a.pair")
+
+
+def test_an_operator_is_provisioned_with_a_private_secret_that_signs(tmp_path: Path) -> None:
+    public = provision_operator("olga", tmp_path / "people")
+    assert mode(tmp_path / "people") == 0o700
+    assert mode(tmp_path / "people" / "olga.operator") == 0o600
+    assert load_public_operator(tmp_path / "people" / "olga.public") == public
+    with load_operator(tmp_path / "people" / "olga.operator") as own:
+        assert own.public == public
+        signature = own.sign(b"message")
+    assert operator_signed(public, signature, b"message")
+    assert not operator_signed(public, signature, b"another")
+    secret = (tmp_path / "people" / "olga.operator").read_bytes()
+    with pytest.raises(ConfigError, match="is there already"):
+        provision_operator("olga", tmp_path / "people")
+    assert (tmp_path / "people" / "olga.operator").read_bytes() == secret
+    with pytest.raises(ConfigError, match="no name for a operator"):
+        provision_operator("../olga", tmp_path)
+
+
+def test_an_operator_is_not_taken_for_another_kind_nor_another_kind_for_an_operator(tmp_path: Path) -> None:
+    provision_operator("olga", tmp_path)
+    provision_node("node-a", tmp_path)
+    with pytest.raises(ConfigError, match="node node-a; an operator's is needed"):
+        load_public_operator(tmp_path / "node-a.public")
+    with pytest.raises(ConfigError, match="not a public identity"):
+        load_public(tmp_path / "olga.public")
+    with pytest.raises(ConfigError, match="is no operator"):
+        load_operator(tmp_path / "node-a.identity")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\xff\xfe", b'{"kind": "operator", "name": "olga"}', b"x" * 5000])
+def test_a_file_that_is_no_operator_is_refused_without_its_content(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "olga.operator"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError) as refused:
+        load_operator(path)
+    assert content.decode("latin-1")[:10] not in str(refused.value)

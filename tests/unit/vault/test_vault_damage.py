@@ -7,7 +7,7 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
-from vaults import FIRST, HERE, LINK, End, Pair, contents, waiting
+from vaults import EVERYWHERE, FIRST, HERE, LINK, End, Pair, contents, waiting
 
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.vault import records
@@ -150,7 +150,7 @@ def test_stock_put_back_is_not_cut_again(pair: Pair, restarted: bool) -> None:
 
 
 def test_pads_put_back_are_not_reserved_again(pair: Pair) -> None:
-    reserve = ReservePads(link=LINK, count=5)
+    reserve = ReservePads(link=LINK, within=EVERYWHERE, count=5)
     put_back(pair.alice, "segments", lambda: pair.alice.call(reserve))
     with pytest.raises(VaultDamagedError, match=r"segments/metro/.* an old state put back"):
         pair.alice.call(reserve)
@@ -188,7 +188,7 @@ def test_an_altered_segment_is_not_used(pair: Pair, column: str) -> None:
     taken = []
     for _ in range(2):
         try:
-            taken = pair.alice.call(ReservePads(link=LINK, count=1))
+            taken = pair.alice.call(ReservePads(link=LINK, within=EVERYWHERE, count=1))
         except QkdnodeError:
             continue
     assert [pad.segment for pad in taken] == [FIRST]

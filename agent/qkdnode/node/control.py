@@ -1,0 +1,325 @@
+"""The node as its operators see and drive it: what the control socket is given."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from qkdnode import __version__
+from qkdnode.access.allowlist import AllowList
+from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.config import Config, load_config
+from qkdnode.control.conversation import Operators
+from qkdnode.control.desk import Desk
+from qkdnode.control.port import NodePort
+from qkdnode.control.server import ControlServer
+from qkdnode.device.reader import ReaderState
+from qkdnode.errors import ConfigError, ControlError, VaultError
+from qkdnode.ids import ALICE
+from qkdnode.native.secret import locked_mode
+from qkdnode.node.links import NodeLink, associate
+from qkdnode.node.rates import SAMPLE_NS, Rates
+from qkdnode.node.recorder import Recorder
+from qkdnode.node.reload import Reading, compare, load_operators
+from qkdnode.node.world import NodeEntropy
+from qkdnode.vault import pauses
+from qkdnode.vault import requests as ask
+from qkdnode.watch.alarms import AlarmState
+from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
+
+ALARMS_SHOWN = 64  # in a status; `alarms` gives all
+FAR_END = "the far end"
+
+
+class ControlledNode(Protocol):
+    """What an agent shows and lets be done with it."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def links(self) -> Mapping[str, NodeLink]: ...
+    @property
+    def entropy(self) -> NodeEntropy: ...
+    @property
+    def applications(self) -> AllowList[ApplicationIdentity]: ...
+    @property
+    def stopping(self) -> bool: ...
+    def ask_to_stop(self) -> None: ...
+    def reloading(self) -> AbstractContextManager[None]: ...
+    def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None: ...
+
+
+class NodeControl:
+    """The control socket of one node with what it needs of it. `file` is where the configuration was read from."""
+
+    def __init__(
+        self,
+        node: ControlledNode,
+        *,
+        base: Path,
+        file: Path | None,
+        ask_vault: Callable[[Any], Awaitable[Any]],
+        recorder: Recorder,
+        wall_ns: Callable[[], int],
+        monotonic_ns: Callable[[], int],
+        log: Any,
+    ) -> None:
+        self._node, self._base, self._file = node, base, file
+        self._ask, self._recorder = ask_vault, recorder
+        self._wall_ns, self._monotonic_ns, self._log = wall_ns, monotonic_ns, log
+        self._started_ns = wall_ns()
+        self._rates = {name: Rates() for name in node.links}
+        self._pauses: dict[str, pauses.Pause] = {}
+        self._operators = Operators()
+        self._server: ControlServer | None = None
+        self._sampling: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Listen. ConfigError if the path is not safe, or an operator's file is not what it says."""
+        section = self._node.config.control
+        if section is None:
+            return
+        self._operators.replace(load_operators(self._node.config, self._base))
+        self._pauses = {pause.link: pause for pause in await self._ask(pauses.Pauses())}
+        desk = Desk(
+            self.port(),
+            ask=self._ask,
+            record=lambda subject, outcome, details: self._recorder.demand_access("control", subject, outcome, details),
+            clock_s=lambda: self._monotonic_ns() / 1e9,
+            log=self._log,
+        )
+        self._server = ControlServer(
+            self._base / section.socket,
+            node=self._node.config.node.name,
+            uids={os.geteuid(), *section.uids},
+            operators=self._operators,
+            desk=desk,
+        )
+        await self._server.start()
+        self._sampling = asyncio.create_task(self._sample())
+        self._log.info("control socket open", path=section.socket, operators=len(self._operators))
+
+    async def close(self) -> None:
+        """Stop listening; what was counted of requests is journalled."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+        if self._server is not None:
+            await self._server.close()
+
+    def port(self) -> NodePort:
+        """The callables."""
+        return NodePort(
+            status=self.status,
+            links=self.link_statuses,
+            devices=self.device_statuses,
+            alarms=self.alarms,
+            acknowledge=self.acknowledge,
+            pause=self.pause,
+            resume=self.resume,
+            shutdown=self.shutdown,
+            reload=self.reload,
+        )
+
+    # --- what is shown ---------------------------------------------------------------------------------------------
+
+    async def status(self) -> NodeStatus:
+        """The node at a glance; without the vault's part while the vault does not answer."""
+        vault = await self._vault_status()
+        alarms = [alarm for alarm in await self.alarms() if is_open(alarm)]
+        return NodeStatus(
+            node=self._node.config.node.name,
+            version=__version__,
+            state="stopping" if self._node.stopping else "running",
+            started_ns=self._started_ns,
+            now_ns=self._wall_ns(),
+            memory=locked_mode() or "none",
+            entropy_healthy=self._node.entropy.healthy,
+            links=self._links(vault),
+            devices=await self.device_statuses(),
+            alarms=tuple(alarms[-ALARMS_SHOWN:]),
+            keys=None if vault is None else vault.keys,
+            keys_delivered_both=None if vault is None else vault.keys_delivered_both,
+            leaves=None if vault is None else vault.leaves,
+        )
+
+    async def link_statuses(self) -> tuple[LinkStatus, ...]:
+        """Every link."""
+        return self._links(await self._vault_status())
+
+    async def device_statuses(self) -> tuple[DeviceStatus, ...]:
+        """Every module and QRNG."""
+        found = []
+        for name, link in self._node.links.items():
+            counts = link.module.statistics()
+            found.append(
+                DeviceStatus(
+                    serial=link.module.serial,
+                    kind="transmitter" if link.section.role == ALICE else "receiver",
+                    link=name,
+                    state=str(counts.state),
+                    healthy=counts.state == ReaderState.STREAMING,
+                    openings=counts.openings,
+                    bytes_read=counts.bytes_read,
+                    stalls=counts.stalls,
+                    detail=_module_detail(counts),
+                )
+            )
+        _, qrngs = self._node.entropy.statistics()
+        for counts in qrngs:
+            source = counts.source
+            found.append(
+                DeviceStatus(
+                    serial=counts.serial,
+                    kind="qrng",
+                    state=str(counts.state),
+                    healthy=counts.state == ReaderState.STREAMING and str(source.state) == "healthy",
+                    openings=counts.openings,
+                    bytes_read=counts.bytes_read,
+                    stalls=counts.stalls,
+                    detail=f"{source.state}{f': {source.reason}' if source.reason else ''}",
+                )
+            )
+        return tuple(found)
+
+    async def alarms(self) -> tuple[dict[str, Any], ...]:
+        """Every alarm as plain values, with its advice."""
+        return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all())
+
+    # --- what is done ----------------------------------------------------------------------------------------------
+
+    async def acknowledge(self, code: str, subject: str, by: str) -> bool:
+        """An operator has seen an alarm; a device that has latched it is tested and opened again."""
+        try:
+            changed = await self._recorder.acknowledge(code, subject, by)
+        except KeyError:
+            raise ControlError(f"there is no alarm {code} of {subject!r}: see `qkdnode alarms`") from None
+        modules = [link.module for link in self._node.links.values() if link.module.serial == subject]
+        if code == "DEVICE_UNHEALTHY":
+            unlatched = [module.acknowledge() for module in modules] + [self._node.entropy.acknowledge(subject)]
+            changed = any(unlatched) or changed
+        return changed
+
+    async def pause(self, name: str, by: str) -> bool:
+        """Distil no more on a link, durably."""
+        link = self._link(name)
+        changed: bool = await self._ask(pauses.PauseLink(link=name, by=by))
+        self._pauses = {pause.link: pause for pause in await self._ask(pauses.Pauses())}
+        link.link.pause()
+        if changed:
+            self._log.warning("link paused", link=name, by=by)
+        return changed
+
+    async def resume(self, name: str, by: str) -> bool:
+        """Distil again on a link."""
+        link = self._link(name)
+        changed: bool = await self._ask(pauses.ResumeLink(link=name, by=by))
+        self._pauses.pop(name, None)
+        link.link.resume()
+        if changed:
+            self._log.info("link resumed", link=name, by=by)
+        return changed
+
+    async def shutdown(self, by: str) -> bool:
+        """Stop the agent as SIGTERM does."""
+        if self._node.stopping:
+            return False
+        self._log.info("asked to stop", by=by)
+        self._node.ask_to_stop()
+        return True
+
+    async def reload(self, by: str) -> Reloaded:
+        """Read the configuration anew. ConfigError or VaultError, and nothing is changed, if it cannot be used."""
+        if self._file is None:
+            raise ConfigError("this agent was not started from a file: there is nothing to read anew")
+        async with self._reloading:
+            with self._node.reloading():
+                reading = await self._take_over(self._file)
+        self._recorder.record(
+            "node.reloaded",
+            self._node.config.node.name,
+            {"applied": len(reading.applied), "needs_restart": len(reading.needs_restart)},
+        )
+        self._log.info("configuration reloaded", by=by, applied=reading.applied, needs_restart=reading.needs_restart)
+        return Reloaded(applied=reading.applied, needs_restart=reading.needs_restart)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    async def _take_over(self, file: Path) -> Reading:
+        reading = await asyncio.to_thread(lambda: self._read(load_config(file)))
+        links = self._node.links
+        for entry in reading.new_associations:
+            await associate(entry, reading.config, links[entry.link].section, self._ask)
+        self._operators.replace(reading.operators)
+        if self._server is not None and reading.config.control is not None:
+            self._server.uids = frozenset({os.geteuid(), *reading.config.control.uids})
+        self._node.configure(reading.config, reading.applications)
+        return reading
+
+    def _read(self, config: Config) -> Reading:
+        return compare(self._node.config, config, self._base, self._node.applications, self._operators)
+
+    def _link(self, name: str) -> NodeLink:
+        link = self._node.links.get(name)
+        if link is None:
+            raise ControlError(f"this node has no link {name!r}; it has {', '.join(self._node.links) or 'none'}")
+        return link
+
+    def _links(self, vault: ask.VaultStatus | None) -> tuple[LinkStatus, ...]:
+        found = []
+        for name, link in self._node.links.items():
+            driver, counts, rates = link.link, link.link.statistics, self._rates[name]
+            rates.take(self._monotonic_ns(), counts)
+            here = self._pauses.get(name)
+            found.append(
+                LinkStatus(
+                    name=name,
+                    peer=link.section.peer,
+                    role=link.section.role,
+                    state=counts.state,
+                    paused_by=here.by if here is not None else FAR_END if driver.peer_paused else None,
+                    paused_ns=None if here is None else here.since_ns,
+                    sessions=counts.sessions,
+                    qber=rates.qber,
+                    sifted_bps=rates.sifted_bps,
+                    secret_bps=rates.secret_bps,
+                    stock_bits=None if vault is None else vault.stock_bits_own.get(name, 0),
+                    stock_bits_peer=None if vault is None else vault.stock_bits_peer.get(name, 0),
+                    reserve_bits=driver.reserve_bits,
+                    reserve_days=rates.days_left(driver.reserve_bits),
+                    batches_ready=counts.batches_ready,
+                    discards=dict(counts.discards),
+                )
+            )
+        return tuple(found)
+
+    async def _vault_status(self) -> ask.VaultStatus | None:
+        try:
+            status: ask.VaultStatus = await self._ask(ask.Status())
+        except VaultError:
+            return None
+        return status
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_NS / 1e9)
+            for name, link in self._node.links.items():
+                self._rates[name].take(self._monotonic_ns(), link.link.statistics)
+
+
+def is_open(alarm: Mapping[str, Any]) -> bool:
+    """Whether somebody has yet to look at an alarm."""
+    return bool(alarm["state"] == AlarmState.RAISED)
+
+
+def _module_detail(counts: Any) -> str:
+    lost = sum(counts.discarded.values())
+    return f"{counts.windows} Windows, {lost} lost" + (
+        ""
+        if counts.clock_rate_ppm is None
+        else f", clock {counts.clock_rate_ppm:+.2f} ppm{'' if counts.clock_locked else ' unlocked'}"
+    )

@@ -1,0 +1,79 @@
+"""The audit log in pages, as it was signed: for an export from a running agent."""
+
+from typing import Any
+
+import msgspec
+
+from qkdnode.vault.requests import Request
+from qkdnode.vault.store import Store
+
+MAX_LEAVES = 2048
+_LEAVES = "SELECT leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position LIMIT ?"
+_NOTES = "SELECT size, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size"
+
+
+class LogHead(Request, frozen=True):
+    """Sign a checkpoint over all leaves so far. Answer: SignedHead."""
+
+
+class SignedHead(msgspec.Struct, frozen=True):
+    """Whose log it is, how many leaves it has, and the note over them."""
+
+    origin: str
+    public_key: bytes
+    size: int
+    note: str
+
+
+class LogPage(Request, frozen=True):
+    """Leaves from a position on and below `size`, until `max_bytes` are exceeded. Answer: LoggedPage.
+
+    The checkpoint over all leaves before a leaf counts as its predecessor's: no page begins with one.
+    """
+
+    position: int
+    size: int
+    max_bytes: int
+
+
+class LoggedPage(msgspec.Struct, frozen=True):
+    """The text of each leaf, and (size, note) of every checkpoint that stands after one of them."""
+
+    leaves: tuple[str, ...]
+    checkpoints: tuple[tuple[int, str], ...]
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """What the vault's identity says of its log."""
+
+    origin: str
+    public_key: bytes
+
+
+def log_head(store: Store, request: LogHead) -> SignedHead:
+    """LogHead."""
+    note = store.journal.checkpoint()
+    owner = msgspec.json.decode(store.scalar("SELECT value FROM meta WHERE name = 'identity'"), type=Owner)
+    return SignedHead(owner.origin, owner.public_key, store.journal.size, note)
+
+
+def log_page(store: Store, request: LogPage) -> LoggedPage:
+    """LogPage."""
+    rows: list[Any] = store.connection.execute(_LEAVES, (request.position, request.size, MAX_LEAVES)).fetchall()
+    noted: list[Any] = store.connection.execute(_NOTES, (request.position, request.position + len(rows))).fetchall()
+    notes: dict[int, str] = dict(noted)
+    leaves: list[str] = []
+    checkpoints: list[tuple[int, str]] = []
+    used = 0
+    for size, (leaf,) in enumerate(rows, request.position + 1):
+        leaves.append(leaf)
+        used += len(leaf.encode())
+        if size in notes:
+            checkpoints.append((size, notes[size]))
+            used += len(notes[size].encode())
+        if used >= request.max_bytes:
+            break
+    return LoggedPage(tuple(leaves), tuple(checkpoints))
+
+
+HANDLERS = {LogHead: log_head, LogPage: log_page}

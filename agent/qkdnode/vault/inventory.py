@@ -1,0 +1,144 @@
+"""Which keys there are: what is known of each but its bits, in pages and by filters, for whoever runs the node."""
+
+from uuid import UUID
+
+import msgspec
+
+from qkdnode.errors import LocalProtocolError, VaultError
+from qkdnode.ids import Association, KeyId
+from qkdnode.vault import bundles
+from qkdnode.vault.records import (
+    BURNT,
+    DAMAGED,
+    DELIVERED,
+    KEYS_PER_BUNDLE,
+    STATE_LETTERS,
+    STATE_OF_LETTER,
+    Bundle,
+    KnownAssociation,
+    unpack_batch,
+)
+from qkdnode.vault.requests import Request
+from qkdnode.vault.store import Store
+
+MAX_KEYS = 256
+SCANNED_BUNDLES = 256  # by one request at most, so that no filter holds up the vault
+
+
+class ListKeys(Request, frozen=True):
+    """Keys by rising number, after `after`, that pass every filter given. Answer: ListedKeys.
+
+    A page may be short or empty though more follow: only so many Bundles are looked at. Of keys of one Bundle that took
+    a step at different times the last one's time is given; the log has each. Damaged keys are not listed.
+    """
+
+    after: int = 0
+    limit: int = MAX_KEYS
+    local: str | None = None
+    remote: str | None = None
+    link: str | None = None
+    state: str | None = None
+
+
+class ShowKey(Request, frozen=True):
+    """One key. Answer: ListedKey. VaultError if the vault does not know it, or has set it aside."""
+
+    key_id: KeyId
+
+
+class ListedKey(msgspec.Struct, frozen=True):
+    """What is known of a key but its bits; times are wall clock."""
+
+    number: int
+    key_id: KeyId
+    state: str
+    association: Association
+    link: str
+    key_class: str
+    size_bits: int
+    batch: str
+    half: str
+    offset_bits: int
+    allocated_ns: int
+    ready_ns: int | None
+    delivered_ns: int | None
+    delivered_remote_ns: int | None
+    ended_ns: int | None
+
+
+class ListedKeys(msgspec.Struct, frozen=True):
+    """A page, and the `after` of the next; None: no key follows."""
+
+    keys: tuple[ListedKey, ...]
+    next: int | None
+
+
+def list_keys(store: Store, request: ListKeys) -> ListedKeys:
+    """ListKeys."""
+    if request.state is not None and request.state not in STATE_LETTERS:
+        raise LocalProtocolError(f"{request.state!r} is no state of a key: one of {', '.join(STATE_LETTERS)}")
+    limit = max(1, min(request.limit, MAX_KEYS))
+    letters = [STATE_LETTERS[state] for state in STATE_LETTERS if request.state in (None, state) and state != DAMAGED]
+    conditions, values = ["number >= ?"], list[int | str]([request.after // KEYS_PER_BUNDLE])
+    if request.link is not None:
+        conditions.append("link = ?")
+        values.append(request.link)
+    if request.local is not None or request.remote is not None:
+        numbers = [
+            known.number
+            for known in store.find_sound(KnownAssociation, "true")
+            if request.local in (None, known.local) and request.remote in (None, known.remote)
+        ]
+        conditions.append(f"association IN ({', '.join('?' * len(numbers))})")
+        values.extend(numbers)
+    where = f"{' AND '.join(conditions)} ORDER BY number LIMIT ?"
+    rows = store.find_sound(Bundle, where, *values, SCANNED_BUNDLES)
+    listed: list[ListedKey] = []
+    for bundle in rows:
+        for place, letter in enumerate(bundle.states):
+            number = _number(bundle, place)
+            if number > request.after and letter in letters:
+                listed.append(_listed(store, bundle, place))
+                if len(listed) == limit:
+                    return ListedKeys(tuple(listed), number)
+    reached = _number(rows[-1], KEYS_PER_BUNDLE - 1) if len(rows) == SCANNED_BUNDLES else None
+    return ListedKeys(tuple(listed), reached)
+
+
+def show_key(store: Store, request: ShowKey) -> ListedKey:
+    """ShowKey."""
+    for chosen in bundles.choose(store, [request.key_id.bytes]):
+        return _listed(store, chosen.bundle, chosen.places[0])
+    raise VaultError(f"the vault holds no key {request.key_id}, or has set it aside as damaged")
+
+
+def _number(bundle: Bundle, place: int) -> int:
+    return bundle.number * KEYS_PER_BUNDLE + place + 1
+
+
+def _listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
+    key_id = UUID(bytes=bundle.key_id(place))
+    known = store.get_association(bundle.association)
+    if known is None:
+        raise VaultError(f"key {key_id} belongs to an association that the vault has not got")
+    state = STATE_OF_LETTER[bundle.states[place]]
+    return ListedKey(
+        number=_number(bundle, place),
+        key_id=key_id,
+        state=state,
+        association=known.association,
+        link=bundle.link,
+        key_class=bundle.class_,
+        size_bits=bundle.size_bits,
+        batch=str(unpack_batch(bundle.batch)),
+        half=bundle.half,
+        offset_bits=bundle.offset_bits + place * bundle.size_bits,
+        allocated_ns=bundle.allocated_ns,
+        ready_ns=bundle.ready_ns,
+        delivered_ns=bundle.delivered_ns if state == DELIVERED else None,
+        delivered_remote_ns=bundle.delivered_remote_ns if bundle.far[place] else None,
+        ended_ns=bundle.ended_ns if state == BURNT else None,
+    )
+
+
+HANDLERS = {ListKeys: list_keys, ShowKey: show_key}

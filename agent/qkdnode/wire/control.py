@@ -1,0 +1,423 @@
+"""Messages between an operator's command and the agent, over the control socket.
+
+A frame is its length (4 bytes, big-endian) and a MessagePack body: at most 64 KiB from an operator, 256 KiB from an
+agent. The agent speaks first, by a Challenge or a Closed. Each Signed carries one request, encoded by itself and signed
+together with the challenge, the operator, the asker's uid and a rising counter; one Done or Refused of the same counter
+answers it. docs/control.md is the description for people.
+"""
+
+import struct
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from qkdnode.errors import LocalProtocolError, RemoteProtocolError
+from qkdnode.wire.messages import U32, U64, Block16, Block32, Message, Name
+
+VERSION = 1
+LENGTH = struct.Struct(">I")
+MAX_ASKED_BYTES = 64 * 1024  # of a frame from an operator
+MAX_ANSWERED_BYTES = 256 * 1024  # of a frame from an agent
+MAX_REQUEST_BYTES = 60 * 1024
+SIGNATURE_BYTES = 64
+PAGE_MAX = 256
+LOG_PAGE_BYTES = 160 * 1024  # of leaves and notes in a page of the audit log, before they are encoded
+
+Code = Annotated[str, Meta(min_length=1, max_length=32)]
+Text = Annotated[str, Meta(max_length=1024)]
+Subject = Annotated[str, Meta(min_length=1, max_length=128)]
+Limit = Annotated[int, Meta(ge=1, le=PAGE_MAX)]
+T = TypeVar("T")
+
+
+# --- the conversation ----------------------------------------------------------------------------------------------
+
+
+class Challenge(Message, frozen=True, tag=1):
+    """Agent, first: whose agent it is, and what every signature of this connection covers."""
+
+    version: U32
+    node: Name
+    nonce: Block32
+
+
+class Signed(Message, frozen=True, tag=2):
+    """Operator: one request. `counter` is 1 for the first of a connection, and one more each time."""
+
+    version: U32
+    operator: Name
+    counter: U32
+    request: Annotated[bytes, Meta(max_length=MAX_REQUEST_BYTES)]
+    signature: Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+
+
+class Done(Message, frozen=True, tag=3):
+    """Agent: it was let by `rule` and done; `answer` is what belongs to the request."""
+
+    counter: U32
+    rule: Name
+    answer: bytes
+
+
+class Refused(Message, frozen=True, tag=4):
+    """Agent: it was not done. `code` as of the errors; `rule` is empty if no rule was asked."""
+
+    counter: U32
+    code: Code
+    rule: Annotated[str, Meta(max_length=31)]
+    reason: Text
+
+
+class Closed(Message, frozen=True, tag=5):
+    """Agent, last: the connection ends, and why."""
+
+    code: Code
+    reason: Text
+
+
+FromAgent = Challenge | Done | Refused | Closed
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ask"):
+    """Base of all requests: a MessagePack map whose `ask` names it."""
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """The node at a glance. Answer: NodeStatus."""
+
+
+class Links(Request, frozen=True, kw_only=True, tag="links"):
+    """Answer: LinkList."""
+
+
+class Devices(Request, frozen=True, kw_only=True, tag="devices"):
+    """Answer: DeviceList."""
+
+
+class Alarms(Request, frozen=True, kw_only=True, tag="alarms"):
+    """A page of alarms, oldest first, after the first `after` of them. Answer: AlarmPage."""
+
+    after: U32 = 0
+    limit: Limit = PAGE_MAX
+
+
+class Acknowledge(Request, frozen=True, kw_only=True, tag="alarms ack"):
+    """The operator has seen an alarm and answers for it. Answer: Acted."""
+
+    code: Code
+    subject: Subject
+
+
+class ListKeys(Request, frozen=True, kw_only=True, tag="keys list"):
+    """A page of keys, in the order of their allocation, after `after`; filters that are not given let all pass.
+
+    Answer: KeyPage.
+    """
+
+    after: U64 = 0
+    limit: Limit = PAGE_MAX
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+    state: Code | None = None
+
+
+class ShowKey(Request, frozen=True, kw_only=True, tag="keys show"):
+    """What is known of one key, but its bits. Answer: KeyEntry."""
+
+    key_id: Block16
+
+
+class Pause(Request, frozen=True, kw_only=True, tag="pause"):
+    """Distil no more on a link until `Resume`, restarts included. Answer: Acted."""
+
+    link: Name
+
+
+class Resume(Request, frozen=True, kw_only=True, tag="resume"):
+    """Distil again on a paused link. Answer: Acted."""
+
+    link: Name
+
+
+class Shutdown(Request, frozen=True, kw_only=True, tag="shutdown"):
+    """Stop the agent in order. Answer: Acted, before it begins."""
+
+
+class Reload(Request, frozen=True, kw_only=True, tag="reload"):
+    """Read the configuration anew. Answer: Reloaded."""
+
+
+class ExportBegin(Request, frozen=True, kw_only=True, tag="audit begin"):
+    """Sign a checkpoint and fix what is exported: all leaves under it. Answer: LogHead."""
+
+
+class ExportPage(Request, frozen=True, kw_only=True, tag="audit page"):
+    """Leaves from a position on, below `size` of the LogHead, as many as fit. Answer: LogPage."""
+
+    position: U64
+    size: U64
+
+
+AnyRequest: TypeAlias = (
+    Status
+    | Links
+    | Devices
+    | Alarms
+    | Acknowledge
+    | ListKeys
+    | ShowKey
+    | Pause
+    | Resume
+    | Shutdown
+    | Reload
+    | ExportBegin
+    | ExportPage
+)
+REQUESTS: tuple[type[Request], ...] = (
+    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, Pause, Resume, Shutdown, Reload, ExportBegin,
+    ExportPage,
+)  # fmt: skip
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Base of all answers: a MessagePack map. A reader ignores fields that it does not know."""
+
+
+class LinkStatus(Answer, frozen=True, kw_only=True):
+    """One link. Rates are over the last minutes, None where nothing was measured yet."""
+
+    name: str
+    peer: str
+    role: str
+    state: str  # DOWN, OPEN, PAUSED, STARVED, QUARANTINED, NO_ENTROPY, FAILED
+    paused_by: str | None = None  # an operator, or "the far end"
+    paused_ns: int | None = None  # wall clock
+    sessions: int = 0
+    qber: float | None = None  # of corrected bits; else of the test basis
+    sifted_bps: float | None = None
+    secret_bps: float | None = None  # SKR: stock and refill
+    stock_bits: int | None = None  # that this end may allocate
+    stock_bits_peer: int | None = None
+    reserve_bits: int | None = None  # authentication key left for sending
+    reserve_days: float | None = None  # at the present rate of spending, without refills
+    batches_ready: int = 0
+    discards: dict[str, int] = {}
+
+
+class DeviceStatus(Answer, frozen=True, kw_only=True):
+    """One QKD module or QRNG."""
+
+    serial: str
+    kind: str  # "transmitter", "receiver", "qrng"
+    link: str | None = None
+    state: str  # "streaming", "closed"
+    healthy: bool
+    openings: int
+    bytes_read: int
+    stalls: int
+    detail: str = ""
+
+
+class NodeStatus(Answer, frozen=True, kw_only=True):
+    """The node at a glance."""
+
+    node: str
+    version: str
+    state: str  # "running", "stopping"
+    started_ns: int  # wall clock
+    now_ns: int
+    memory: str  # how key material is locked
+    entropy_healthy: bool
+    links: tuple[LinkStatus, ...]
+    devices: tuple[DeviceStatus, ...]
+    alarms: tuple[dict[str, Any], ...]  # those not yet acknowledged or cleared, the newest 64
+    keys: dict[str, int] | None = None  # by state; None while the vault does not answer
+    keys_delivered_both: int | None = None
+    leaves: int | None = None
+
+
+class LinkList(Answer, frozen=True, kw_only=True):
+    """Every link."""
+
+    links: tuple[LinkStatus, ...]
+
+
+class DeviceList(Answer, frozen=True, kw_only=True):
+    """Every device."""
+
+    devices: tuple[DeviceStatus, ...]
+
+
+class AlarmPage(Answer, frozen=True, kw_only=True):
+    """Alarms, and where the next page begins; None: there are no more."""
+
+    alarms: tuple[dict[str, Any], ...]
+    next: int | None
+
+
+class KeyEntry(Answer, frozen=True, kw_only=True):
+    """What is known of a key, but its bits. Times are wall clock."""
+
+    number: int  # rising with allocation
+    key_id: str  # UUID
+    state: str
+    local: str
+    remote: str
+    link: str
+    key_class: str
+    size_bits: int
+    batch: str
+    half: str
+    offset_bits: int
+    allocated_ns: int
+    ready_ns: int | None
+    delivered_ns: int | None  # here
+    delivered_remote_ns: int | None
+    ended_ns: int | None
+
+
+class KeyPage(Answer, frozen=True, kw_only=True):
+    """Keys, and the `after` of the next page; None: there are no more."""
+
+    keys: tuple[KeyEntry, ...]
+    next: int | None
+
+
+class Acted(Answer, frozen=True, kw_only=True):
+    """It was done, or was so already."""
+
+    changed: bool
+    detail: str
+
+
+class Reloaded(Answer, frozen=True, kw_only=True):
+    """What of the configuration was changed at once, and what needs a restart."""
+
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
+class LogHead(Answer, frozen=True, kw_only=True):
+    """Whose log it is, and the signed checkpoint under which it is exported."""
+
+    origin: str
+    public_key: bytes
+    size: int
+    note: str
+
+
+class LogPage(Answer, frozen=True, kw_only=True):
+    """Leaves in order, each the text of one event, and the checkpoints that stand after leaf size - 1 for each size."""
+
+    position: int
+    leaves: tuple[str, ...]
+    checkpoints: tuple[tuple[int, str], ...]
+
+
+ANSWERS: dict[type[Request], type[Answer]] = {
+    Status: NodeStatus,
+    Links: LinkList,
+    Devices: DeviceList,
+    Alarms: AlarmPage,
+    Acknowledge: Acted,
+    ListKeys: KeyPage,
+    ShowKey: KeyEntry,
+    Pause: Acted,
+    Resume: Acted,
+    Shutdown: Acted,
+    Reload: Reloaded,
+    ExportBegin: LogHead,
+    ExportPage: LogPage,
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_signed: msgspec.msgpack.Decoder[Signed] = msgspec.msgpack.Decoder(Signed)
+_from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
+_request: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+
+
+def frame(message: Signed | FromAgent) -> bytes:
+    """The length and body of a message. LocalProtocolError if it is over the limit of its direction."""
+    body = _encoder.encode(message)
+    limit = MAX_ASKED_BYTES if isinstance(message, Signed) else MAX_ANSWERED_BYTES
+    if len(body) > limit:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(body)} bytes is over the limit of {limit}")
+    return LENGTH.pack(len(body)) + body
+
+
+def length_of(header: bytes, limit: int) -> int:
+    """The length that a frame's first 4 bytes tell. RemoteProtocolError if it is 0 or over the limit."""
+    (length,) = LENGTH.unpack(header)
+    if not 0 < length <= limit:
+        raise RemoteProtocolError(f"a control frame of {length} bytes; 1 to {limit} are allowed")
+    return int(length)
+
+
+def decode_signed(body: bytes) -> Signed:
+    """What came from an operator, not yet verified."""
+    return _decode(_signed, body, "frame")
+
+
+def decode_from_agent(body: bytes) -> FromAgent:
+    """What came from an agent."""
+    return _decode(_from_agent, body, "frame")
+
+
+def encode_request(request: Request) -> bytes:
+    """The bytes of a request that are signed."""
+    return _encoder.encode(request)
+
+
+def decode_request(data: bytes) -> AnyRequest:
+    """A verified request; RemoteProtocolError names what is wrong or unknown in it."""
+    return _decode(_request, data, "request")
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """The bytes of an answer."""
+    return _encoder.encode(answer)
+
+
+def decode_answer(request: Request, data: bytes) -> Any:
+    """The answer to a request."""
+    try:
+        return msgspec.msgpack.decode(data, type=ANSWERS[type(request)])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"malformed answer to {type(request).__name__}: {error}") from None
+
+
+def signing_input(challenge: Challenge, operator: str, uid: int, counter: int, request: bytes) -> bytes:
+    """What an operator signs: every field with its length, so that no two lists of fields give the same bytes.
+
+    The nonce ties a signature to one connection, the node's name to one agent, the uid to who the kernel says is
+    asking: a signature that somebody relays over a connection of their own does not verify.
+    """
+    fields = (
+        b"qkdnode control request/1",
+        challenge.version.to_bytes(4, "big"),
+        challenge.node.encode(),
+        challenge.nonce,
+        operator.encode(),
+        uid.to_bytes(8, "big"),
+        counter.to_bytes(4, "big"),
+        request,
+    )
+    return b"".join(part for field in fields for part in (len(field).to_bytes(4, "big"), field))
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes, what: str) -> T:
+    try:
+        message = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise RemoteProtocolError(f"malformed control {what}: {error}") from None
+    if _encoder.encode(message) != data:
+        raise RemoteProtocolError(f"control {what} not in its canonical encoding")
+    return message

@@ -1,0 +1,136 @@
+"""A running agent driven through its control socket, by the commands that an operator has."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import PATIENCE_S, Site, both_applications, two_nodes, wait_for_keys
+
+from qkdnode.node.provision import provision_operator
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as made:
+        yield made
+
+
+class Operator:
+    """`qkdnode COMMAND --config NODE.toml` as one operator."""
+
+    def __init__(self, site: Site, node: str, file: Path) -> None:
+        self._options = ["--config", str(site.directory / f"{node}.toml")]
+        self._environment = {**os.environ, "QKDNODE_OPERATOR": str(file)}
+
+    def run(self, *arguments: str | Path, status: int = 0) -> str:
+        """What a command says, which ends with this exit status."""
+        done = subprocess.run(
+            [sys.executable, "-m", "qkdnode", *map(str, arguments), *self._options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=self._environment,
+        )
+        assert done.returncode == status, f"{arguments}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout if status == 0 else done.stderr
+
+    def answer(self, *arguments: str) -> Any:
+        """The one JSON object of a command."""
+        return json.loads(self.run(*arguments, "--json"))
+
+    def until(self, wanted: Callable[[Any], Any], *arguments: str) -> Any:
+        """Ask until the answer is as wanted."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not wanted(answer := self.answer(*arguments)):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
+        return answer
+
+
+def link(answer: Any) -> Any:
+    return answer["links"][0]
+
+
+def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_socket(site: Site) -> None:
+    two_nodes(site)
+    olga = Operator(site, "alice", site.operator("olga", "alice", "operator"))
+    max_ = Operator(site, "alice", site.operator("max", "alice", "maintainer"))
+    anna = Operator(site, "alice", site.operator("anna", "alice", "auditor"))
+    alice, bob = site.agent("alice"), site.agent("bob")
+    app_a, app_b = both_applications(site)
+    wait_for_keys(app_a, 20)
+    wait_for_keys(app_b, 20)
+
+    status = olga.until(lambda found: link(found)["secret_bps"], "status")
+    assert (status["node"], status["state"], link(status)["state"]) == ("alice", "running", "OPEN")
+    assert status["keys"]["delivered"] >= 20
+    assert 0 < link(status)["qber"] < 0.05
+    assert link(status)["reserve_bits"] > 0
+    assert {device["serial"] for device in status["devices"]} == {"alice-line", "QRNG-alice"}
+    assert all(device["healthy"] for device in status["devices"])
+    assert "line" in olga.run("top", "--once")
+    shown = olga.answer("keys", "list", "--limit", "3")
+    assert [key["local"] for key in shown["keys"]] == ["app-a"] * 3
+    assert olga.answer("keys", "show", shown["keys"][0]["key_id"]) == shown["keys"][0]
+
+    olga.run("pause", "line")
+    bob.wait_for("Bob paused", lambda line: line.get("links", {}).get("line", {}).get("state") == "PAUSED")
+    assert link(olga.answer("links"))["paused_by"] == "olga"
+
+    assert "default-deny" in olga.run("reload", status=77)
+    site.configs["alice"]["operator"][0]["roles"] = ["auditor"]
+    provision_operator("nora", site.directory)
+    site.configs["alice"]["operator"].append({"name": "nora", "public": "lost.public", "roles": ["operator"]})
+    site.write("alice")
+    assert "lost.public" in max_.run("reload", status=1)
+    assert olga.answer("resume", "line")["changed"]  # nothing has changed: she is an operator still
+    assert olga.answer("pause", "line")["changed"]
+    site.configs["alice"]["operator"][3]["public"] = "nora.public"
+    site.configs["alice"]["link"][0]["distill"]["qber_limit"] = 0.07
+    site.write("alice")
+    told = max_.answer("reload")
+    assert set(told["applied"]) == {"operator nora: added", "operator olga: changed"}
+    assert told["needs_restart"] == ["link line: changed"]
+    assert "auditors-change-nothing" in olga.run("resume", "line", status=77)
+    nora = Operator(site, "alice", site.directory / "nora.operator")
+
+    site.configs["alice"]["link"][0]["distill"]["qber_limit"] = 0.08  # as the far end has it
+    alice.kill()
+    alice = site.agent("alice")
+    alice.wait_for_event("session open")
+    assert link(nora.until(lambda found: link(found)["state"] == "PAUSED", "status"))["paused_by"] == "olga"
+    assert nora.answer("resume", "line")["changed"]
+    nora.until(lambda found: link(found)["state"] == "OPEN" and link(found)["sifted_bps"], "status")
+
+    export = site.directory / "alice.export"
+    entries = anna.answer("audit", "export", str(export))["entries"]
+    told = subprocess.run(
+        [sys.executable, "-m", "qkdnode", "audit", "verify", export, "--key", site.directory / "alice.public"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert f"leaves={entries}" in told
+    assert "unsigned_tail=0" in told
+    lines = export.read_text().splitlines()
+    kinds = [json.loads(json.loads(line)["leaf"])["kind"] for line in lines if line.startswith('{"leaf"')]
+    assert kinds.count("link.paused") == 2
+    assert "access.control" in kinds
+    assert "olga" not in export.read_text()
+
+    assert nora.run("shutdown") == "the agent stops\n"
+    bob.child.terminate()  # at the same time: neither waits for the other then
+    assert alice.wait() == 0, alice.shown()
+    assert bob.wait() == 0, bob.shown()
+    assert not (site.directory / "alice.control" / "socket").exists()
+    assert "no agent listens" in nora.run("status", status=69)
+    assert site.audit_is_valid("alice")
