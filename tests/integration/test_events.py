@@ -359,6 +359,9 @@ def test_another_ones_routing_id_gets_nothing_of_what_the_other_asked_for(tmp_pa
             await node.record("alarm", 10)
             await until(lambda: node.server.statistics().published >= 10)
             victim = node.socket(context, zmq.DEALER, "app-a", routing_id=b"victim")
+            # The victim is known to be there before the thief comes.
+            await victim.send(encode(Replay(9, 3, 0, ("alarm",))))
+            await victim.recv()
             thief = node.socket(context, zmq.DEALER, "app-b", routing_id=b"victim")
             async with bare(victim, thief):
                 node.delay = hold
