@@ -8,6 +8,7 @@ import msgspec
 from qkdnode.cli.reach import asking
 from qkdnode.cli.show import console, moment, print_json, table
 from qkdnode.control.client import Client
+from qkdnode.lifecycle.states import Stage
 from qkdnode.wire.control import PAGE_MAX, KeyEntry, ListKeys, ShowKey
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
@@ -22,7 +23,7 @@ def command() -> None:
 @click.option("--local", default=None, help="Only of this application here.")
 @click.option("--remote", default=None, help="Only of this application at the far end.")
 @click.option("--link", default=None, help="Only of this link.")
-@click.option("--state", default=None, help="Only in this state: allocated, ready, delivered, burnt.")
+@click.option("--state", default=None, type=click.Choice([stage.value for stage in Stage]), help="Only at this stage of its life.")
 @click.option("--after", default=0, type=click.IntRange(0), help="Only with a higher number.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Stop after so many.")
 @asking

@@ -240,6 +240,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         number=key.number,
         key_id=str(key.key_id),
         state=key.state,
+        kmip_state=key.kmip_state,
         local=key.association.local,
         remote=key.association.remote,
         link=key.link,

@@ -6,10 +6,10 @@ from uuid import UUID
 from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
+from qkdnode.lifecycle.states import Stage
 from qkdnode.vault import bundles, keys, outbox, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
-    ALLOCATED,
     ID_BYTES,
     KEYS_PER_BUNDLE,
     PENDING,
@@ -75,7 +75,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
         with stock.cut(store, link.link, link.role, run.batch, run.start, run.end) as material:
             packed = b"".join(key.bytes for key in these)
             cut = bundles.Cut(link.link, run.batch, link.role, run.start, size, packed)
-            number = bundles.make(store, association, cut, ALLOCATED, material, own=True).number
+            number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
         batch = unpack_batch(run.batch)
         message = Allocate(number, association.local, association.remote, batch, run.start, size, packed)
         outbox.post(store, link.link, number, message)
@@ -115,7 +115,7 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     store.create(row, "allocation.accepted", **details)
     with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
         cut = bundles.Cut(link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids)
-        bundles.make(store, association, cut, READY, material, own=False)
+        bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
 
 
@@ -131,7 +131,7 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     if bundle is not None and request.outcome == ACCEPTED:
         ready = keys.make_ready(store, bundle)
     elif bundle is not None:
-        keys.burn(store, bundle, "refused by the peer")
+        keys.burn(store, bundle)
     outbox.clear(store, request.link, request.request)
     return tuple(ready)
 

@@ -8,8 +8,9 @@ import msgspec
 from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
+from qkdnode.lifecycle.states import Stage
 from qkdnode.vault import segments
-from qkdnode.vault.records import READY, Link
+from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
     Checkpoint,
@@ -109,7 +110,7 @@ def status(store: Store, request: Status) -> VaultStatus:
         stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
         batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
         pads={link.link: segments.pads_left(store, link.link) for link in links},
-        application_outbox=counts.get(READY, 0),
+        application_outbox=counts.get(Stage.READY.value, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,

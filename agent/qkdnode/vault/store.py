@@ -14,11 +14,10 @@ from msgspec.structs import astuple, fields, replace
 
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.lifecycle.states import LETTERS, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
 from qkdnode.vault.records import (
-    DAMAGED,
-    STATE_LETTERS,
     Bundle,
     Chunk,
     KnownAssociation,
@@ -205,9 +204,9 @@ class Store:
             self._count_keys(row.states, row.far, by)
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
-        for state, letter in STATE_LETTERS.items():
+        for stage, letter in LETTERS.items():
             if count := states.count(letter):
-                self._counts[state] += by * count
+                self._counts[stage.value] += by * count
         if both := delivered_both(states, far):
             self._counts[DELIVERED_BOTH] += by * both
 
@@ -272,7 +271,7 @@ class Store:
                 states, far = row[_STATES], row[_FAR]
                 if isinstance(states, bytes) and isinstance(far, bytes):
                     store._count_keys(states, far, -1)
-                    store._counts[DAMAGED] += len(states)
+                    store._counts[Stage.DAMAGED.value] += len(states)
             elif record.dropped:
                 store.connection.execute(_statements(record).delete, key)
             store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)

@@ -268,7 +268,8 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
 
     number: int  # rising with allocation
     key_id: str  # UUID
-    state: str
+    state: str  # its stage at this node
+    kmip_state: str
     local: str
     remote: str
     link: str
