@@ -13,6 +13,8 @@ from qkdnode.wire.control import PAGE_MAX, KeyEntry, ListKeys, ShowKey
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
 
+STAGE = click.Choice([stage.value for stage in Stage])
+
 
 @click.group(name="keys")
 def command() -> None:
@@ -23,7 +25,7 @@ def command() -> None:
 @click.option("--local", default=None, help="Only of this application here.")
 @click.option("--remote", default=None, help="Only of this application at the far end.")
 @click.option("--link", default=None, help="Only of this link.")
-@click.option("--state", default=None, type=click.Choice([stage.value for stage in Stage]), help="Only at this stage of its life.")
+@click.option("--state", default=None, type=STAGE, help="Only at this stage of its life.")
 @click.option("--after", default=0, type=click.IntRange(0), help="Only with a higher number.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Stop after so many.")
 @asking
