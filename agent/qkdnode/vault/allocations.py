@@ -7,7 +7,7 @@ from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, keys, outbox, stock
+from qkdnode.vault import bundles, keys, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
     ID_BYTES,
@@ -17,6 +17,7 @@ from qkdnode.vault.records import (
     Batch,
     Bundle,
     KnownAssociation,
+    Link,
     PeerRequest,
     pack_batch,
     unpack_batch,
@@ -68,7 +69,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     link = known_link(store, association.link)
     ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
     done = 0
-    for run in _plan(store, request, link.link, link.role):
+    for run in _plan(store, request, link):
         these = ids[done : done + (run.end - run.start) // size]
         done += len(these)
         _demand_ready(store, link.link, run.batch)
@@ -136,12 +137,14 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     return tuple(ready)
 
 
-def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run]:
+def _plan(store: Store, request: AllocateKeys, link: Link) -> list[Run]:
     """Where the keys are cut: runs of whole keys, no more of them in one run than one Allocate carries."""
-    size, left = request.size_bits, request.count
+    size, left, wanted = request.size_bits, request.count, request.association
     plan = []
-    for run in stock.usable_runs(store, link, half, size):
+    for run in stock.usable_runs(store, link.link, link.role, size):
         start = run.start
+        if reach.scope_of(store, link.link, run.batch, wanted.local, wanted.remote) is not None:
+            continue
         while left and (fit := min((run.end - start) // size, left, KEYS_PER_BUNDLE)):
             plan.append(Run(run.batch, start, start + fit * size))
             start += fit * size
@@ -149,7 +152,7 @@ def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run
         if not left:
             return plan
     raise OutOfStockError(
-        f"link {link!r} has stock for {request.count - left} of the {request.count} keys of {size} bits asked for"
+        f"link {link.link!r} has stock for {request.count - left} of the {request.count} keys of {size} bits asked for"
     )
 
 
@@ -177,6 +180,10 @@ def _refusal(
         return "bits are not in stock"
     if bundles.taken(store, ids):
         return "a key id is taken"
+    if revocations.is_revoked(store, batch.link, ids):
+        return "a key is revoked"
+    if reach.scope_of(store, batch.link, batch.batch, allocate.local, allocate.remote) is not None:
+        return "the Batch is compromised"
     return None
 
 

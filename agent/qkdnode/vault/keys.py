@@ -9,7 +9,7 @@ from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, outbox
+from qkdnode.vault import bundles, outbox, reach
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
 from qkdnode.vault.requests import (
@@ -68,6 +68,8 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
     page = 1 + request.limit // KEYS_PER_BUNDLE
     while len(found) < request.limit and (rows := store.find_sound(Bundle, condition, *which, after, page)):
         for bundle in rows:
+            if reach.scope_of_bundle(store, bundle) is not None:
+                continue
             found += _deliveries(store, bundle, place if bundle.delivery == after else -1)
         after, place, page = (rows[-1].delivery or 0) + 1, -1, min(2 * page, _PAGE)
     return tuple(found[: request.limit])
@@ -76,6 +78,8 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
 def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     """OpenKey."""
     ((bundle, place),) = _of_application(store, (request.key_id,), request.application)
+    if reach.scope_of_bundle(store, bundle) is not None:
+        raise VaultError(f"key {request.key_id} is compromised: it is not opened")
     stage = bundle.stage(place)
     if stage is not Stage.READY:
         raise VaultError(f"key {request.key_id} is {stage}: only a ready key is opened")
@@ -90,7 +94,7 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     chosen = bundles.choose(store, [key_id.bytes for key_id in asked])
     _demand_application(chosen, request.application)
     ready = [Chosen(one.bundle, _at(one, Stage.READY)) for one in chosen]
-    ready = [one for one in ready if one.places]
+    ready = [one for one in ready if one.places and reach.scope_of_bundle(store, one.bundle) is None]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
     if len({one.bundle.size_bits for one in ready}) > 1:

@@ -22,6 +22,7 @@ _UNFINISHED = tuple(LETTERS[stage] for stage in (Stage.ALLOCATED, Stage.READY, S
 HELD, DAMAGED = "held", "damaged"
 # Batches
 PENDING, READY, ABANDONED, QUARANTINED = "pending", "ready", "abandoned", "quarantined"
+COMPROMISED = "compromised"
 # Segments; QUARANTINED and DAMAGED are shared
 WAITING, USABLE, SPENT = "waiting", "usable", "spent"
 KEYS_GREETINGS = "greeting"  # no pads: the key of the pair's Greetings
@@ -332,6 +333,73 @@ class Notice(Record, frozen=True):
         return None
 
 
+class Scope(Record, frozen=True):
+    """What a compromise reaches: keys of the Batches from first to last, of one application or of all.
+
+    The rows of its keys are moved behind it, in the order of their Bundles.
+    """
+
+    table: ClassVar[str] = "scopes"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "scopes"
+
+    number: int  # position of its first leaf: Bundles of a higher number are made under it
+    link: str
+    first: bytes
+    last: bytes
+    application: str  # at either end; empty: all
+    reason: str
+    by: str
+    made_ns: int
+    reached: int  # the Bundle up to which rows are moved
+    keys: int  # moved so far
+    moving: int  # rows are left
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"scope/{self.link}/{self.number}"
+
+    def holds_batch(self, link: str, batch: bytes) -> bool:
+        """Whether it reaches a Batch, at least for some application."""
+        return self.link == link and self.first <= batch <= self.last
+
+
+class Tombstone(Record, frozen=True):
+    """An id that the neighbour has revoked before it was a key's here."""
+
+    table: ClassVar[str] = "tombstones"
+    key: ClassVar[tuple[str, ...]] = ("link", "key_id")
+    topic: ClassVar[str] = "keys"
+
+    link: str
+    key_id: bytes
+    reason: str
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"tombstone/{self.link}/{pseudonym(self.key_id)}"
+
+
+class Service(Record, frozen=True):
+    """Between which Batches a device has served a link."""
+
+    table: ClassVar[str] = "services"
+    key: ClassVar[tuple[str, ...]] = ("link", "serial")
+    topic: ClassVar[str] = "batches"
+
+    link: str
+    serial: str
+    first: bytes
+    last: bytes
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"service/{self.link}/{self.serial}"
+
+
 class KnownAlarm(Record, frozen=True):
     """An alarm about something; `first_ns` names its present episode."""
 
@@ -369,9 +437,26 @@ RECORDS: tuple[type[Record], ...] = (
     PeerRequest,
     Notice,
     PausedLink,
+    Scope,
+    Tombstone,
+    Service,
     KnownAlarm,
 )
 RESERVED_SUBJECTS = tuple(
     f"{name}/"
-    for name in ("link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "alarm")
+    for name in (
+        "link",
+        "segment",
+        "batch",
+        "chunk",
+        "association",
+        "bundle",
+        "key",
+        "request",
+        "pause",
+        "scope",
+        "tombstone",
+        "service",
+        "alarm",
+    )
 )

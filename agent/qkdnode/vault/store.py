@@ -76,6 +76,7 @@ class Store:
         self.commits = Commits()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
+        self._every: dict[type[Record], list[Any]] = {}
 
     @property
     def now_ns(self) -> int:
@@ -99,6 +100,26 @@ class Store:
             known = self.get(KnownAssociation, number)
             if known is not None:
                 self._associations[number] = known
+        return known
+
+    def every(self, record: type[R]) -> list[R]:
+        """All verified rows of a small table, read once until one of them changes. VaultDamagedError if one is missing.
+
+        For what must not be overlooked: each row must be there that the log has told of.
+        """
+        known = self._every.get(record)
+        if known is None:
+            known = self._every[record] = self.find(record, "true")
+            first = f"{record.table.removesuffix('s')}/"
+            told = self.scalar(
+                "SELECT count(DISTINCT subject) FROM leaves WHERE subject >= ? AND subject < ?", first, first[:-1] + "0"
+            )
+            if told > len(known):
+                del self._every[record]
+                raise VaultDamagedError(
+                    f"the vault lacks {told - len(known)} of its {record.table}, which its log has: nothing that needs "
+                    "them works; look for who wrote to the vault file, and restore it"
+                )
         return known
 
     def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
@@ -153,6 +174,7 @@ class Store:
         row = replace(row, generation=generation, leaf=leaf, **changes)
         self._count(row, 1)
         mac = self.sealing.mac(row.table, astuple(row))
+        self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
         self.connection.execute(statement, (*changes.values(), generation, leaf, mac, *self._key(row)))
         return row
@@ -164,12 +186,14 @@ class Store:
 
     def insert(self, row: Record) -> None:
         """Insert a row that has its leaf, or needs none."""
+        self._every.pop(type(row), None)
         self._count(row, 1)
         values = astuple(row)
         self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
 
     def delete(self, row: Record) -> None:
         """Delete a row that was journalled, or needs not be."""
+        self._every.pop(type(row), None)
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
     def unseal(self, row: Chunk | Segment) -> SecretBuffer:
@@ -196,6 +220,7 @@ class Store:
     def forget(self) -> None:
         """Drop all that may have been rolled back."""
         self._associations.clear()
+        self._every.clear()
         self._counts.clear()
         self.sealing.forget()
 
