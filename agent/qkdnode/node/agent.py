@@ -28,7 +28,7 @@ from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
-from qkdnode.node.upkeep import move_rows
+from qkdnode.node.upkeep import Care, move_rows
 from qkdnode.node.vigil import Vigil
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
@@ -77,6 +77,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._caring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._started = self._stopping = False
         self._manager = ServiceManager(None, None)  # only a process of its own has one
@@ -160,6 +161,8 @@ class Agent:
         self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
         self._reading = asyncio.create_task(self._read_log())
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
+        care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
+        self._caring = asyncio.create_task(care.run(), name="care")
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._started = True
@@ -170,7 +173,9 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        watched += [task for task in (self._vigilant, self._moving, self._recorder.keeper) if task is not None]
+        watched += [
+            task for task in (self._vigilant, self._moving, self._caring, self._recorder.keeper) if task is not None
+        ]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -185,7 +190,7 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        for beside in (self._reading, self._vigilant, self._moving):
+        for beside in (self._reading, self._vigilant, self._moving, self._caring):
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():

@@ -35,6 +35,7 @@ from qkdnode.vault import (
     outbox,
     pauses,
     readback,
+    receipts,
     revocations,
     schema,
     scopes,
@@ -69,6 +70,7 @@ for _module in (
     revocations,
     epochs,
     readback,
+    receipts,
     scrub,
 ):
     HANDLERS.update(_module.HANDLERS)

@@ -7,9 +7,12 @@ drive or a copying file system keeps elsewhere, and pages in the memory of SQLit
 
 from typing import Any
 
+import apsw
 import msgspec
 
 from qkdnode.audit.events import Detail, KeyEvent
+from qkdnode.errors import VaultError
+from qkdnode.vault.bundles import CRYPTO_ERASE
 from qkdnode.vault.erasures import OVERLAP_BYTES, Erased, Search, fragments
 from qkdnode.vault.medium import NAMES
 from qkdnode.vault.records import DELETED, DESTROYED, EndedKek
@@ -17,7 +20,6 @@ from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 
 PIECE_BYTES = 1 << 19
-METHOD = "crypto-erase"
 NOT_FOUND, FOUND = "not found", "found"
 
 
@@ -91,12 +93,15 @@ def _begin(store: Store, at_least: int) -> bool:
 def _read(store: Store, reading: Reading) -> None:
     assert store.medium is not None
     name = NAMES[reading.file]
-    size = min(PIECE_BYTES, store.medium.size(name) - reading.offset)
+    before = min(OVERLAP_BYTES, reading.offset)
+    try:
+        size = min(PIECE_BYTES, store.medium.size(name) - reading.offset)
+        page = store.medium.read(name, reading.offset - before, before + size) if size > 0 else b""
+    except apsw.Error as error:
+        raise VaultError(f"the vault's files cannot be read again for what was deleted: {error}") from None
     if size <= 0:
         reading.file, reading.offset = reading.file + 1, 0
         return
-    before = min(OVERLAP_BYTES, reading.offset)
-    page = store.medium.read(name, reading.offset - before, before + size)
     if reading.search is not None:
         reading.found += reading.search.found_in(page)
     for number, traces in reading.traces.items():
@@ -124,12 +129,17 @@ def _tell(store: Store, reading: Reading, erased: Erased) -> list[str]:
         "bytes_read": reading.bytes_read,
         "found": reading.found,
     }
-    subject = f"erasure/{erased.first}"
+    subject = erasure_subject(erased.first)
     if not reading.found:
         store.journal.record(KeyEvent, "erasures", "erasure.read_back", subject, details, "done")
         return []
     store.alarm("erasure.read_back", subject, "found", **details)
     return [f"pieces of data keys deleted by entries {erased.first} to {erased.last} of the log are still in the file"]
+
+
+def erasure_subject(first: int) -> str:
+    """The name of a reading in the log: names sort as the positions do."""
+    return f"erasure/{first:019d}"
 
 
 def _prove(store: Store, reading: Reading, row: EndedKek) -> list[str]:
@@ -140,7 +150,7 @@ def _prove(store: Store, reading: Reading, row: EndedKek) -> list[str]:
     details: dict[str, Any] = {
         "epoch": row.epoch,
         "algorithm": row.algorithm,
-        "method": METHOD,
+        "method": CRYPTO_ERASE,
         "read_back": left,
         "searched": searched,
         "bytes_read": reading.bytes_read,

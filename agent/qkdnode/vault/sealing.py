@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 from typing_extensions import Buffer
 
+from qkdnode.audit.receipt import pseudonym_of
 from qkdnode.errors import LocalProtocolError, VaultDamagedError, VaultLockedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.root import KEY_BYTES, NONCE_BYTES, TAG_BYTES, RootKey
 
 EPOCH_NS = 86_400 * 10**9
-PSEUDONYM_BYTES = 16
 PSEUDONYMS_KEPT = 8192
 ZERO_NONCE = bytes(NONCE_BYTES)
 AES_256_GCM, CHACHA20_POLY1305 = "AES-256-GCM", "ChaCha20-Poly1305"
@@ -99,12 +99,7 @@ class Sealing:
 
     def pseudonym(self, name: bytes) -> str:
         """What stands for a key or an application in the audit log: 32 hexadecimal digits."""
-        known = self._pseudonyms.get(name)
-        if known is None:
-            if len(self._pseudonyms) >= PSEUDONYMS_KEPT:
-                self._pseudonyms.clear()
-            known = self._pseudonyms[name] = self._hmac(self._salt, name)[:PSEUDONYM_BYTES].hex()
-        return known
+        return self.pseudonyms((name,))[0]
 
     def pseudonyms(self, names: Sequence[bytes]) -> tuple[str, ...]:
         """The pseudonyms of several names: one keyed hash serves all of them, and is dropped."""
@@ -118,8 +113,12 @@ class Sealing:
                 keyed = keyed or HMAC(memoryview(self._salt), _SHA256)
                 digest = keyed.copy()
                 digest.update(name)
-                known[name] = digest.finalize()[:PSEUDONYM_BYTES].hex()
+                known[name] = pseudonym_of(name, digest.finalize())
         return tuple([known[name] for name in names])
+
+    def opening(self, name: bytes) -> bytes:
+        """What lets a stranger see that a pseudonym is this name's, and tells nothing of others."""
+        return self._hmac(self._salt, name)
 
     def kek_for(self, link: str, epoch: int, algorithm: str) -> int:
         """The number of the key-encryption key of a link, epoch and algorithm; made if there is none."""
