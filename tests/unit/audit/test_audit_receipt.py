@@ -87,7 +87,7 @@ FORGERIES: dict[str, Change] = {
     "another public key": lambda made: made.update(public_key=base64.b64encode(bytes(32)).decode()),
     "another size": lambda made: made.update(checkpoint=made["checkpoint"].replace("\n6\n", "\n7\n")),
     "no signature of ours": lambda made: made.update(
-        checkpoint=made["checkpoint"].rsplit("\u2014", 1)[0] + f"\u2014 a.audit {base64.b64encode(bytes(68)).decode()}\n"
+        checkpoint=f"{made['checkpoint'].rsplit(' ', 1)[0]} {base64.b64encode(bytes(68)).decode()}\n"
     ),
     "another position": lambda made: made["destruction"].update(position=3),
     "a position outside": lambda made: made["destruction"].update(position=6),
