@@ -30,7 +30,7 @@ from qkdnode.vault.sealing import WRAPS, Kek
 from qkdnode.vault.store import UNDER_KEK, Store
 
 EPOCH = "epoch"  # in place of an algorithm: what is under a key of an earlier epoch moves
-KEYS_AT_ONCE, BUNDLES_AT_ONCE, ROWS_AT_ONCE = 256, 32, 16
+KEYS_AT_ONCE, BUNDLES_AT_ONCE, ROWS_AT_ONCE = 128, 32, 16
 _PAST = """
 SELECT number FROM keks WHERE epoch < ?
     AND NOT EXISTS (SELECT 1 FROM bundles WHERE kek = keks.number)

@@ -19,7 +19,7 @@ from qkdnode.vault.records import DELETED, DESTROYED, EndedKek
 from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 
-PIECE_BYTES = 1 << 19
+PIECE_BYTES = 1 << 18
 NOT_FOUND, FOUND = "not found", "found"
 
 
