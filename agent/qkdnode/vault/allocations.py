@@ -46,7 +46,7 @@ def associate(store: Store, request: Associate) -> None:
     )
     known = _known(store, wanted)
     if known is None:
-        number = store.scalar("SELECT coalesce(max(number), 0) + 1 FROM associations")
+        number = store.number("SELECT coalesce(max(number), 0) + 1 FROM associations")
         row = KnownAssociation(
             number, wanted.local, wanted.remote, wanted.source, local, remote,
             request.link, request.purpose, request.key_class, binding,

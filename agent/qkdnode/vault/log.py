@@ -9,7 +9,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.vault import segments
-from qkdnode.vault.records import READY, Link
+from qkdnode.vault.records import ABANDONED, DAMAGED, PENDING, QUARANTINED, READY, Link
 from qkdnode.vault.requests import (
     Alive,
     Checkpoint,
@@ -24,9 +24,16 @@ from qkdnode.vault.requests import (
     VaultStatus,
     VerifyLog,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
+_COUNTS = "SELECT name, value FROM counts"
+# A row that somebody wrote to is told of when it is used; meanwhile it keeps no other from being counted.
+_BATCHES = f"""
+SELECT CASE WHEN state IN ('{PENDING}', '{READY}', '{ABANDONED}', '{QUARANTINED}') THEN state ELSE '{DAMAGED}' END,
+count(*) FROM batches GROUP BY 1
+"""
 NAMES = ("to", "local", "remote")  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
@@ -100,17 +107,17 @@ def checkpoint(store: Store, request: Checkpoint) -> str:
 
 def status(store: Store, request: Status) -> VaultStatus:
     """Status."""
-    counts = dict(store.connection.execute("SELECT name, value FROM counts"))
+    counts = dict(read_rows(store.connection, (str, int), "a count of keys in the vault", _COUNTS))
     links = store.find_sound(Link, "true ORDER BY link")
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={state: n for state, n in counts.items() if n},
         stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
         stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
-        batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
+        batches=dict(read_rows(store.connection, (str, int), "a state of Batches in the vault", _BATCHES)),
         pads={link.link: segments.pads_left(store, link.link) for link in links},
         application_outbox=counts.get(READY, 0),
-        neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
+        neighbour_outbox=store.number("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,
     )
@@ -118,11 +125,11 @@ def status(store: Store, request: Status) -> VaultStatus:
 
 def alive(store: Store, request: Alive) -> None:
     """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
-    store.scalar("PRAGMA schema_version")
+    store.number("PRAGMA schema_version")
 
 
 def _stock(store: Store, link: str, half: str) -> int:
-    return int(store.scalar(_STOCK, link, half))
+    return store.number(_STOCK, link, half)
 
 
 HANDLERS = {

@@ -27,6 +27,7 @@ from qkdnode.vault.records import (
     delivered_both,
 )
 from qkdnode.vault.requests import Commits
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -114,9 +115,10 @@ class Store:
                 raise self._put_back(row)
         return found
 
-    def scalar(self, statement: str, *values: Any) -> Any:
-        """The one value of a query that is no record's, such as a count."""
-        return self.connection.execute(statement, values).fetchall()[0][0]
+    def number(self, statement: str, *values: Any) -> int:
+        """The one number of a query that is no record's, such as a sum. VaultDamagedError if it adds up to none."""
+        ((number,),) = read_rows(self.connection, (int,), "what the vault counts", statement, *values)
+        return int(number)
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
@@ -220,7 +222,7 @@ class Store:
 
     def _damaged_rows(self, record: type[Record], statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         columns, where = _columns(record), f"({statement}) LIMIT 1 OFFSET"
-        count = self.scalar(f"SELECT count(*) FROM ({statement})", *values)
+        count = self.number(f"SELECT count(*) FROM ({statement})", *values)
         return [tuple(self._damaged_value(column, f"{where} {i}", values) for column in columns) for i in range(count)]
 
     def _damaged_value(self, column: str, where: str, values: tuple[Any, ...]) -> Any:
