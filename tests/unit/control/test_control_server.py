@@ -91,7 +91,7 @@ def test_each_role_gets_what_the_rules_let_and_every_decision_is_journalled_with
 def test_what_changes_something_is_journalled_before_it_is_done_and_not_done_if_it_cannot_be(node: ControlNode) -> None:
     node.disk_full = True
     with node.caller() as caller:
-        for request in (wire.Pause(link=LINK), wire.Shutdown(), wire.Acknowledge(code="DEVICE_GAP", subject="QKD-A")):
+        for request in (wire.Pause(link=LINK), wire.Acknowledge(code="DEVICE_GAP", subject="QKD-A")):
             said = caller.ask(request)
             assert isinstance(said, Refused)
             assert "could not be journalled, so it was not done" in said.reason
@@ -99,6 +99,48 @@ def test_what_changes_something_is_journalled_before_it_is_done_and_not_done_if_
         node.disk_full = False
         assert isinstance(caller.ask(wire.Pause(link=LINK)), Done)
     assert node.agent.done == [("pause", LINK, "olga")]
+
+
+def test_with_a_full_disk_the_node_is_stopped_and_the_stop_is_counted_until_it_can_be_journalled(
+    node: ControlNode,
+) -> None:
+    node.disk_full = True
+    with node.caller() as caller:
+        said = caller.ask(wire.Shutdown())
+        assert isinstance(said, Done)
+        acted = wire.decode_answer(wire.Shutdown(), said.answer)
+        assert acted.detail.startswith("the agent stops; it could not be journalled (no room for the leaf)")
+        assert isinstance(caller.ask(wire.Shutdown()), Done)
+    assert node.agent.done == [("shutdown", "olga"), ("shutdown", "olga")]
+    assert node.leaves() == []
+    with node.caller("anna") as caller:  # who may not is refused as ever
+        assert isinstance(caller.ask(wire.Shutdown()), Refused)
+    assert len(node.agent.done) == 2
+    node.disk_full = False
+    node.stop()
+    told = {(leaf.outcome, leaf.details["action"]): leaf.details["requests"] for leaf in node.leaves()}
+    assert told == {("allowed", "node.shutdown"): 2, ("refused", "node.shutdown"): 1}
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_stop(node: ControlNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(desk, "STOP_WAITS_S", 0.01)
+    monkeypatch.setattr(node.desk, "_record", hang)
+    with node.caller() as caller:
+        said = caller.ask(wire.Shutdown())
+    monkeypatch.undo()
+    assert isinstance(said, Done)
+    assert "the vault has not answered within 0.01 s" in wire.decode_answer(wire.Shutdown(), said.answer).detail
+    assert node.agent.done == [("shutdown", "olga")]
+
+
+def test_a_stop_that_can_be_journalled_is_so_before_it_is_done(node: ControlNode) -> None:
+    with node.caller() as caller:
+        assert isinstance(caller.ask(wire.Shutdown()), Done)
+    assert node.told() == [("allowed", "node.shutdown", "the-node-is-stopped")]
+    assert "requests" not in node.leaves()[0].details
 
 
 def test_with_a_full_disk_the_state_is_shown_and_the_looks_are_counted_until_they_can_be_journalled(
