@@ -88,6 +88,7 @@ class Agent:
             devices=self.devices,
             alarms=self.alarms,
             acknowledge=self.acknowledge,
+            revoked=lambda links: self.done.append(("revoked", *links)),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,

@@ -20,7 +20,7 @@ from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
-from qkdnode.vault import extract, inventory
+from qkdnode.vault import extract, inventory, revocations, scopes
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
 
@@ -41,6 +41,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Acknowledge: Action.ALARMS_ACKNOWLEDGE,
     wire.ListKeys: Action.KEYS_READ,
     wire.ShowKey: Action.KEYS_READ,
+    wire.RevokeKeys: Action.KEYS_REVOKE,
+    wire.CompromiseScope: Action.KEYS_REVOKE,
+    wire.Scopes: Action.KEYS_READ,
     wire.Pause: Action.LINK_PAUSE,
     wire.Resume: Action.LINK_RESUME,
     wire.Shutdown: Action.NODE_SHUTDOWN,
@@ -200,6 +203,32 @@ class Desk:
     async def _show_key(self, request: wire.ShowKey, _: Operator) -> Answer:
         return _entry(await self._ask(inventory.ShowKey(key_id=UUID(bytes=request.key_id))))
 
+    async def _revoke(self, request: wire.RevokeKeys, operator: Operator) -> Answer:
+        ids = tuple(UUID(bytes=key_id) for key_id in request.key_ids)
+        done: revocations.Revoked = await self._ask(
+            revocations.RevokeKeys(key_ids=ids, reason=request.reason, by=operator.name)
+        )
+        self._port.revoked(())
+        revoked, already, unknown = (tuple(map(str, some)) for some in (done.revoked, done.already, done.unknown))
+        return wire.RevokedKeys(revoked=revoked, already=already, unknown=unknown)
+
+    async def _compromise(self, request: wire.CompromiseScope, operator: Operator) -> Answer:
+        made: tuple[scopes.ScopeState, ...] = await self._ask(
+            scopes.Compromise(
+                kind=request.scope,
+                value=request.value or "",
+                reason=request.reason,
+                by=operator.name,
+                from_ns=request.from_ns,
+                until_ns=request.until_ns,
+            )
+        )
+        self._port.revoked(tuple(dict.fromkeys(scope.link for scope in made)))
+        return wire.ScopeList(scopes=tuple(map(_scope, made)))
+
+    async def _scopes(self, _: wire.Scopes, __: Operator) -> Answer:
+        return wire.ScopeList(scopes=tuple(map(_scope, await self._ask(scopes.Scopes()))))
+
     async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
         changed = await self._port.pause(request.link, operator.name)
         return wire.Acted(changed=changed, detail=f"link {request.link} {'is' if changed else 'was already'} paused")
@@ -235,6 +264,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Acknowledge: Desk._acknowledge,
     wire.ListKeys: Desk._list_keys,
     wire.ShowKey: Desk._show_key,
+    wire.RevokeKeys: Desk._revoke,
+    wire.CompromiseScope: Desk._compromise,
+    wire.Scopes: Desk._scopes,
     wire.Pause: Desk._pause,
     wire.Resume: Desk._resume,
     wire.Shutdown: Desk._shutdown,
@@ -253,9 +285,29 @@ def _particulars(request: Request) -> Details:
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
+        case wire.RevokeKeys(key_ids=key_ids, reason=reason):
+            return {"keys": len(key_ids), "reason": reason}
+        case wire.CompromiseScope(scope=scope, value=value, reason=reason):
+            return {"scope": scope, "to" if scope == "application" else "about": value or "", "reason": reason}
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
+
+
+def _scope(scope: scopes.ScopeState) -> wire.ScopeEntry:
+    return wire.ScopeEntry(
+        number=scope.number,
+        link=scope.link,
+        first=str(scope.first),
+        last=str(scope.last),
+        application=scope.application or None,
+        reason=scope.reason,
+        by=scope.by,
+        made_ns=scope.made_ns,
+        keys=scope.keys,
+        moving=scope.moving,
+        confirmed=scope.confirmed,
+    )
 
 
 def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
@@ -263,6 +315,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         number=key.number,
         key_id=str(key.key_id),
         state=key.state,
+        kmip_state=key.kmip_state,
         local=key.association.local,
         remote=key.association.remote,
         link=key.link,

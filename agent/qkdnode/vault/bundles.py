@@ -7,20 +7,19 @@ the key and in which state. A key that is delivered or burnt loses its ciphertex
 from collections.abc import Mapping, Sequence
 from struct import unpack
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
+from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.records import (
-    DAMAGED,
     HELD,
     ID_BYTES,
     KEYS_PER_BUNDLE,
     POLICY_VERSION,
-    READY,
-    STATE_LETTERS,
     Bundle,
     KnownAssociation,
     outstanding,
@@ -37,6 +36,13 @@ _CIPHERTEXTS = """
 SELECT place, ifnull(CAST(sealed AS BLOB), x''), ifnull(CAST(wrapped AS BLOB), x'')
 FROM keys WHERE place BETWEEN ? AND ?
 """
+_TIMES = {
+    Step.ACCEPT: "ready_ns",
+    Step.DELIVER: "delivered_ns",
+    Step.FAR_DELIVER: "delivered_remote_ns",
+    Step.REFUSE: "ended_ns",
+    Step.DESTROY: "ended_ns",
+}
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -50,6 +56,13 @@ class Cut(msgspec.Struct, frozen=True):
     key_ids: bytes
 
 
+class Why(msgspec.Struct, frozen=True):
+    """Who has a key take a step, and for what reason."""
+
+    actor: str  # "application", "neighbour", "vault", "policy" or operator/PSEUDONYM
+    reason: str
+
+
 class Chosen(msgspec.Struct, frozen=True):
     """Some keys of one verified Bundle, by their places in it."""
 
@@ -61,8 +74,11 @@ class Chosen(msgspec.Struct, frozen=True):
         return [self.bundle.key_id(place) for place in self.places]
 
 
+_DAMAGE = Why("vault", "does not unseal")
+
+
 def make(
-    store: Store, association: KnownAssociation, cut: Cut, state: str, material: SecretBuffer, *, own: bool
+    store: Store, association: KnownAssociation, cut: Cut, stage: Stage, material: SecretBuffer, *, own: bool
 ) -> Bundle:
     """Seal freshly cut keys, ALLOCATED or READY, as one Bundle; the material stays the caller's."""
     ids = split(cut.key_ids)
@@ -70,8 +86,8 @@ def make(
         raise LocalProtocolError(f"a Bundle of {len(ids)} keys cannot be: it holds 1 to {KEYS_PER_BUNDLE}")
     if len(set(ids)) < len(ids) or taken(store, ids):
         raise LocalProtocolError("a key id is taken: each key needs a new one")
-    size, now, number, is_ready = cut.size_bits // 8, store.now_ns, store.journal.size, state == READY
-    states, far = bytes([STATE_LETTERS[state]]) * len(ids), bytes(len(ids))
+    size, now, number, is_ready = cut.size_bits // 8, store.now_ns, store.journal.size, stage is Stage.READY
+    states, far = bytes([LETTERS[stage]]) * len(ids), bytes(len(ids))
     row = Bundle(
         number=number,
         state=HELD,
@@ -117,7 +133,7 @@ def make(
         "offset": cut.offset_bits,
         "bits": cut.size_bits,
     }
-    return store.create(row, f"key.{state}", "done", ids, **details)
+    return store.create(row, f"key.{stage}", "done", ids, **details)
 
 
 def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
@@ -127,7 +143,7 @@ def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
     found = []
     for bundle in _holding(store, list(wanted)):
         held = {key_id: place for place, key_id in enumerate(split(bundle.key_ids))}
-        damaged = STATE_LETTERS[DAMAGED]
+        damaged = LETTERS[Stage.DAMAGED]
         places = [held[i] for i in wanted if i in held and bundle.states[held[i]] != damaged]
         if places:
             found.append(Chosen(bundle, places))
@@ -147,46 +163,52 @@ def taken(store: Store, ids: Sequence[bytes]) -> bool:
 def move(
     store: Store,
     chosen: Chosen,
-    state: str,
-    happened: str,
-    details: Mapping[str, Detail],
+    step: Step,
+    why: Why,
+    details: Mapping[str, Detail] | None = None,
     outcome: str = "done",
-    **times: int,
 ) -> Bundle:
-    """Take some keys of a Bundle into another state: one change, one leaf."""
+    """Take a step with some keys of a Bundle: one change, one leaf, and no bits left of keys that are held no more.
+
+    LocalProtocolError, and nothing changes, if one of them cannot take it.
+    """
     bundle = chosen.bundle
-    states = bundle.with_states(chosen.places, state)
-    changes: dict[str, Any] = {"states": states, **times}
+    states, far, gone = bytearray(bundle.states), bytearray(bundle.far), []
+    for place in chosen.places:
+        stage = bundle.stage(place)
+        end = after(stage, bool(far[place]), step)
+        if end is None:
+            raise LocalProtocolError(f"key {UUID(bytes=bundle.key_id(place))} is {stage}: it cannot {step}")
+        states[place] = LETTERS[end]
+        if step is Step.FAR_DELIVER:
+            far[place] = 1
+        if bundle.states[place] in HOLDING and states[place] not in HOLDING:
+            gone.append(place)
+    changes: dict[str, Any] = {"states": bytes(states), "far": bytes(far)}
+    if (column := _TIMES.get(step)) is not None:
+        changes[column] = store.now_ns
     if bundle.own:
-        changes["outstanding"] = outstanding(states, bundle.far)
-    if state == READY:
-        changes["delivery"] = store.journal.size
-    elif bundle.delivery is not None and STATE_LETTERS[READY] not in states:
+        changes["outstanding"] = outstanding(changes["states"], changes["far"])
+    if LETTERS[Stage.READY] not in states:
         changes["delivery"] = None
-    return store.change(bundle, happened, details, outcome, chosen.ids(), **changes)
+    elif step in (Step.ACCEPT, Step.RESTORE):
+        changes["delivery"] = store.journal.size
+    changes = {name: value for name, value in changes.items() if value != getattr(bundle, name)}
+    if gone:
+        _destroy(store, bundle, gone)
+    told = {"by": why.actor, "reason": why.reason, **(details or {})}
+    return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
 
 
-def destroy(store: Store, chosen: Chosen) -> None:
-    """Delete the ciphertexts and data keys of some keys; the change of state is journalled beside it."""
-    first, places = chosen.bundle.number * KEYS_PER_BUNDLE, sorted(chosen.places)
+def _destroy(store: Store, bundle: Bundle, places: list[int]) -> None:
+    """Delete ciphertexts and data keys of some keys, in rising order."""
+    first = bundle.number * KEYS_PER_BUNDLE
     if places[-1] - places[0] + 1 == len(places):
         store.connection.execute(
             "DELETE FROM keys WHERE place BETWEEN ? AND ?", (first + places[0], first + places[-1])
         )
     else:
         store.connection.executemany("DELETE FROM keys WHERE place = ?", [(first + place,) for place in places])
-
-
-def mark_far(store: Store, chosen: Chosen) -> Bundle:
-    """The application at the far end has these keys."""
-    bundle = chosen.bundle
-    far = bytearray(bundle.far)
-    for place in chosen.places:
-        far[place] = 1
-    changes: dict[str, Any] = {"far": bytes(far), "delivered_remote_ns": store.now_ns}
-    if bundle.own:
-        changes["outstanding"] = outstanding(bundle.states, changes["far"])
-    return store.change(bundle, "key.delivered_remote", {}, named=chosen.ids(), **changes)
 
 
 def unseal(store: Store, chosen: Sequence[Chosen]) -> SecretBuffer:
@@ -243,7 +265,7 @@ def _damage(store: Store, damaged: list[Chosen]) -> Aftermath:
         for one in damaged:
             bundle = store.get(Bundle, one.bundle.number)
             if bundle is not None:
-                move(store, Chosen(bundle, one.places), DAMAGED, "key.damaged", {}, "set_aside")
+                move(store, Chosen(bundle, one.places), Step.DAMAGE, _DAMAGE, outcome="set_aside")
         for name in names:
             store.alarm("record.damaged", f"record/keys/{name}", "set_aside", reason="does not unseal")
 

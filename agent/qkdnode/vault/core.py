@@ -33,7 +33,9 @@ from qkdnode.vault import (
     log,
     outbox,
     pauses,
+    revocations,
     schema,
+    scopes,
     segments,
 )
 from qkdnode.vault.disk import DISK, Disk
@@ -48,7 +50,21 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
-for _module in (links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses):
+for _module in (
+    links,
+    segments,
+    batches,
+    allocations,
+    keys,
+    outbox,
+    alarms,
+    log,
+    inventory,
+    extract,
+    pauses,
+    scopes,
+    revocations,
+):
     HANDLERS.update(_module.HANDLERS)
 
 

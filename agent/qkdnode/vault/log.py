@@ -8,8 +8,9 @@ import msgspec
 from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
+from qkdnode.lifecycle.states import Stage
 from qkdnode.vault import segments
-from qkdnode.vault.records import ABANDONED, DAMAGED, PENDING, QUARANTINED, READY, Link
+from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
     Checkpoint,
@@ -29,11 +30,8 @@ from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
 _COUNTS = "SELECT name, value FROM counts"
-# A row that somebody wrote to is told of when it is used; meanwhile it keeps no other from being counted.
-_BATCHES = f"""
-SELECT CASE WHEN state IN ('{PENDING}', '{READY}', '{ABANDONED}', '{QUARANTINED}') THEN state ELSE '{DAMAGED}' END,
-count(*) FROM batches GROUP BY 1
-"""
+# As bytes: a state that somebody wrote there is shown as it is, and keeps no other from being counted.
+_BATCHES = "SELECT ifnull(CAST(state AS BLOB), x''), count(*) FROM batches GROUP BY 1"
 NAMES = ("to", "local", "remote")  # details of access events that name applications
 _STOCK = """
 SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
@@ -114,10 +112,13 @@ def status(store: Store, request: Status) -> VaultStatus:
         keys={state: n for state, n in counts.items() if n},
         stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
         stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
-        batches=dict(read_rows(store.connection, (str, int), "a state of Batches in the vault", _BATCHES)),
+        batches={
+            state.decode("utf-8", "replace"): count
+            for state, count in read_rows(store.connection, (bytes, int), "a state of Batches in the vault", _BATCHES)
+        },
         pads={link.link: segments.pads_left(store, link.link) for link in links},
-        application_outbox=counts.get(READY, 0),
-        neighbour_outbox=store.number("SELECT count(*) FROM outbox"),
+        application_outbox=counts.get(Stage.READY.value, 0),
+        neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,
     )
@@ -125,11 +126,11 @@ def status(store: Store, request: Status) -> VaultStatus:
 
 def alive(store: Store, request: Alive) -> None:
     """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
-    store.number("PRAGMA schema_version")
+    store.scalar("PRAGMA schema_version")
 
 
 def _stock(store: Store, link: str, half: str) -> int:
-    return store.number(_STOCK, link, half)
+    return store.scalar(_STOCK, link, half)
 
 
 HANDLERS = {

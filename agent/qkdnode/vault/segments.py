@@ -167,7 +167,7 @@ def destroy_all(store: Store, link: str) -> None:
 
 def pads_left(store: Store, link: str) -> int:
     """Pads left for sending."""
-    return store.number(_LEFT, link)
+    return store.scalar(_LEFT, link)
 
 
 def reserve_pads(store: Store, request: ReservePads) -> tuple[PadAddress, ...]:

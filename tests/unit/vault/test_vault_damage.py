@@ -330,12 +330,12 @@ def test_an_export_ends_in_words_over_a_value_of_another_type(pair: Pair, statem
         export_audit(pair.alice.path, lambda line: None)
 
 
-def test_a_state_of_a_batch_that_is_none_is_counted_as_damaged_and_the_rest_as_it_is(pair: Pair) -> None:
+def test_a_state_of_a_batch_that_is_no_text_is_shown_and_keeps_no_other_from_being_counted(pair: Pair) -> None:
     pair.stock()
     pair.journal(BatchId(1, 2))
     with pair.alice.tampering() as file:
         file.execute(f"UPDATE batches SET state = {NO_TEXT} WHERE state = 'pending'")
-    assert pair.alice.call(Status()).batches == {"ready": 1, "damaged": 1}
+    assert pair.alice.call(Status()).batches == {"ready": 1, "a\ufffd": 1}
 
 
 def test_a_count_of_another_type_is_named_and_no_key_depends_on_it(pair: Pair) -> None:
