@@ -47,6 +47,8 @@ READS = frozenset(
     }
 )  # nothing is changed by them
 
+STOPS = frozenset({Action.NODE_SHUTDOWN})  # done even while they cannot be journalled: they end what could go wrong
+
 
 class Effect(StrEnum):
     """What a rule does with the requests that it is about."""

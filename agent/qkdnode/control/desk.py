@@ -4,7 +4,7 @@ What changes something is journalled by itself before it is done, and is not don
 journalled at its first time in five minutes for each operator and action, and then counted: the next leaf tells how
 often it came. So a display that asks every second leaves a leaf in five minutes, and none of its requests is missing in
 the sum. While the vault cannot journal, reads of state are answered and counted until it can: who must mend a full disk
-has to see it.
+has to see it. A stop is done then too, told of in the agent's own log, and counted likewise.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from qkdnode.access.pace import Pace
-from qkdnode.access.rules import READS, Action, decide
+from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
@@ -24,6 +26,7 @@ from qkdnode.wire.control import Answer, Done, Refused, Request
 
 PERIOD_S = 300.0
 ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
+STOP_WAITS_S = 5.0  # for its leaf, when the disk does not answer at all
 MAX_TEXT = 1000
 
 Details = dict[str, str | int | float | bool | None]
@@ -78,13 +81,20 @@ class Desk:
             await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
             return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
         details |= _particulars(request)
+        topic = (f"operator/{operator.name}", "allowed", action.value, decision.rule)
+        unjournalled = ""
         try:
             if action in READS:
-                await self._tell((f"operator/{operator.name}", "allowed", action.value, decision.rule), details)
+                await self._tell(topic, details)
             else:
                 await self._await_turn(operator)
-                await self._journal(f"operator/{operator.name}", "allowed", details)
+                if action in STOPS:
+                    unjournalled = await self._journal_a_stop(topic, details)
+                else:
+                    await self._journal(topic[0], "allowed", details)
             answer = await HANDLERS[type(request)](self, request, operator)
+            if unjournalled and isinstance(answer, wire.Acted):
+                answer = msgspec.structs.replace(answer, detail=f"{answer.detail}; {unjournalled}"[:MAX_TEXT])
         except QkdnodeError as error:
             if action not in READS:
                 failed = {**details, "code": error.code}
@@ -136,6 +146,19 @@ class Desk:
             await self._record(subject, outcome, details)
         except QkdnodeError as error:
             raise VaultError(f"it could not be journalled, so it was not done: {error}") from None
+
+    async def _journal_a_stop(self, topic: Topic, details: Details) -> str:
+        """Journal, or else count, and say so in the agent's log; what the operator is told of it."""
+        try:
+            async with asyncio.timeout(STOP_WAITS_S):
+                await self._record(topic[0], topic[1], details)
+        except (QkdnodeError, TimeoutError) as error:
+            reason = str(error) or f"the vault has not answered within {STOP_WAITS_S:g} s"
+            if self._tally.take(topic, self._clock_s()):
+                self._tally.untold(topic)
+            self._log.error("a stop could not be journalled", by=topic[0], **details, reason=reason)
+            return f"it could not be journalled ({reason}): keep the agent's log, which tells of it"
+        return ""
 
     async def _await_turn(self, operator: Operator) -> None:
         pace = self._paces.setdefault(operator.name, Pace(burst=ACTS_BURST, per_s=ACTS_PER_S))

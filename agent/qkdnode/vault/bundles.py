@@ -25,10 +25,17 @@ from qkdnode.vault.records import (
     outstanding,
     unpack_batch,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Aftermath, Store
 
 _AT_ONCE = 128  # ids in one statement
 _SOUND = f"state = '{HELD}'"
+_INDEX = "the index of key ids in the vault"
+# Of another type they do not unseal either, and each is set aside alone.
+_CIPHERTEXTS = """
+SELECT place, ifnull(CAST(sealed AS BLOB), x''), ifnull(CAST(wrapped AS BLOB), x'')
+FROM keys WHERE place BETWEEN ? AND ?
+"""
 _TIMES = {
     Step.ACCEPT: "ready_ns",
     Step.DELIVER: "delivered_ns",
@@ -149,7 +156,7 @@ def taken(store: Store, ids: Sequence[bytes]) -> bool:
     if not numbers:
         return False
     statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
-    rows: list[Any] = store.connection.execute(statement, numbers).fetchall()
+    rows = read_rows(store.connection, (bytes,), "a record of bundles in the vault", statement, *numbers)
     return not {key_id for (held,) in rows for key_id in split(held)}.isdisjoint(ids)
 
 
@@ -239,9 +246,13 @@ def split(key_ids: bytes) -> list[bytes]:
 def _sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, bytes]]:
     bundle = chosen.bundle
     first = bundle.number * KEYS_PER_BUNDLE
-    rows = store.connection.execute(
-        "SELECT place, sealed, wrapped FROM keys WHERE place BETWEEN ? AND ?",
-        (first + min(chosen.places), first + max(chosen.places)),
+    rows = read_rows(
+        store.connection,
+        (int, bytes, bytes),
+        "a key in the vault",
+        _CIPHERTEXTS,
+        first + min(chosen.places),
+        first + max(chosen.places),
     )
     held = {place - first: (sealed, wrapped) for place, sealed, wrapped in rows}
     return [(bundle.bound(place), *held.get(place, (b"", b""))) for place in chosen.places]
@@ -281,7 +292,7 @@ def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
     for i in range(0, len(heads), _AT_ONCE):
         page = heads[i : i + _AT_ONCE]
         statement = f"SELECT DISTINCT bundle FROM key_heads WHERE head IN ({_slots(page)})"
-        numbers.update(number for (number,) in store.connection.execute(statement, page))
+        numbers.update(number for (number,) in read_rows(store.connection, (int,), _INDEX, statement, *page))
     return sorted(numbers)
 
 

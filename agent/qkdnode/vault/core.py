@@ -42,6 +42,7 @@ from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
+from qkdnode.vault.rows import read_meta
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
 
@@ -313,7 +314,7 @@ def _make(
 
 
 def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKey:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (ROOT, CHECK)))
+    meta = read_meta(connection, ROOT, CHECK)
     try:
         parameters = msgspec.json.decode(meta[ROOT], type=RootParameters)
         check = meta[CHECK]
@@ -331,7 +332,7 @@ def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKe
 
 
 def _check_identity(connection: apsw.Connection, sealing: Sealing, wanted: Identity, path: Path) -> None:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (IDENTITY, IDENTITY_MAC)))
+    meta = read_meta(connection, IDENTITY, IDENTITY_MAC)
     if sealing.mac(IDENTITY, meta.get(IDENTITY)) != meta.get(IDENTITY_MAC):
         raise VaultDamagedError(f"vault {path} does not truly say whose it is: restore the file")
     found = msgspec.json.decode(meta[IDENTITY], type=Identity)

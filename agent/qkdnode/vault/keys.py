@@ -161,12 +161,9 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
 
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
-    return int(
-        store.scalar(
-            "SELECT coalesce(sum(outstanding), 0) FROM bundles "
-            f"WHERE association = ? AND outstanding AND state = '{HELD}'",
-            _association(store, request.association),
-        )
+    return store.scalar(
+        f"SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding AND state = '{HELD}'",
+        _association(store, request.association),
     )
 
 

@@ -26,6 +26,7 @@ from qkdnode.vault.records import (
     delivered_both,
 )
 from qkdnode.vault.requests import Commits
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -134,9 +135,10 @@ class Store:
                 raise self._put_back(row)
         return found
 
-    def scalar(self, statement: str, *values: Any) -> Any:
-        """The one value of a query that is no record's, such as a count."""
-        return self.connection.execute(statement, values).fetchall()[0][0]
+    def scalar(self, statement: str, *values: Any) -> int:
+        """The one number of a query that is no record's, such as a sum. VaultDamagedError if it adds up to none."""
+        ((number,),) = read_rows(self.connection, (int,), "what the vault counts", statement, *values)
+        return int(number)
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
