@@ -27,11 +27,13 @@ import qkdnode.client.subscription
 import qkdnode.supply.server
 from qkdnode.client import AsyncSubscription
 from qkdnode.config import Config, decode_config
-from qkdnode.errors import QkdnodeError
+from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault import requests as ask
+from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
+from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
 from qkdnode.wire import codec
 from simulation.life import Life, SimulationLoop
 from simulation.network import Network, replaced
@@ -444,7 +446,7 @@ def _at_disk_operation(simulation: Simulation, how: str) -> None:
 DECISIVE = (
     ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
     ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
-    ask.ReservePads,
+    ask.ReservePads, RevokeKeys, FollowRevoked, Compromise, FollowCompromise, MoveRows,
 )  # fmt: skip
 
 
@@ -506,6 +508,34 @@ def _clock_jump(simulation: Simulation) -> None:
     simulation.sites[simulation._some_role()].clock_error_s += simulation.draws.choice([-86400.0, -5.0, 5.0, 86400.0])
 
 
+def _operator_acts(simulation: Simulation, act: Callable[[Simulation, str], ask.Request | None]) -> None:
+    """An operator takes keys out of use at one end, as the control socket has it done."""
+    role = simulation._some_role()
+    life, agent = simulation.lives[role], simulation.agents[role]
+    request = act(simulation, role)
+    if request is None or not life.alive or LINK not in agent._links:
+        return
+
+    async def revoke() -> None:
+        with contextlib.suppress(VaultError):  # the disk may be full, or the scope reach nothing yet
+            await agent.ask(request)
+            agent._links[LINK].link.agreement.revoked()
+
+    life.spawn(revoke())
+
+
+def _revoke(simulation: Simulation, role: str) -> ask.Request | None:
+    known = sorted(simulation.rules.cut[role])
+    if not known:
+        return None
+    reason = simulation.draws.choice(["superseded", "key-compromise"])
+    return RevokeKeys(key_ids=tuple(simulation.draws.sample(known[-40:], min(3, len(known)))), reason=reason, by="olga")
+
+
+def _compromise(simulation: Simulation, role: str) -> ask.Request:
+    return Compromise(kind="link", value=LINK, reason="key-compromise", by="olga")
+
+
 FAULTS: dict[str, Callable[[Simulation], None]] = {
     "an agent is killed": lambda s: s._kill(s._some_role(), s._down_s(), None),
     "both agents are killed": _kill_both,
@@ -524,6 +554,8 @@ FAULTS: dict[str, Callable[[Simulation], None]] = {
     "a frame is repeated": lambda s: _on_next_frame(s, "repeat"),
     "a frame stalls": lambda s: _on_next_frame(s, "stall"),
     "a frame is altered": lambda s: _on_next_frame(s, "alter"),
+    "keys are revoked": lambda s: _operator_acts(s, _revoke),
+    "the link is compromised": lambda s: _operator_acts(s, _compromise),
     "no entropy": _no_entropy,
     "the clock jumps": _clock_jump,
 }
