@@ -202,3 +202,8 @@ CONTROLS = (
     Control("a replay leaves out an entry", a_replay_that_ends_early, AWAY),
     Control("an event is given again after an absence", the_last_one_again, AWAY),
 )
+
+
+def is_found(name: str, seeds: range) -> bool:
+    """Whether the bug of this name shows in one of these runs; for a process of its own."""
+    return next(control for control in CONTROLS if control.name == name).found(seeds) is not None

@@ -63,6 +63,7 @@ class Outcome(msgspec.Struct, frozen=True):
     story: tuple[str, ...]
     faults: int
     keys: int
+    told: int  # entries of both logs, to their subscribers
     simulated_s: float
     cpu_s: float
     frames: int
@@ -259,6 +260,7 @@ class Simulation:
             story=tuple(self.story),
             faults=self.faults,
             keys=len(self.rules.supplied_to[ALICE]),
+            told=sum(len(watcher.leaves) for watcher in self.watchers.values()),
             simulated_s=self.loop.time(),
             cpu_s=time.process_time() - began,
             frames=self.network.frames,
@@ -478,6 +480,12 @@ class Simulation:
 
     def _some_role(self) -> str:
         return self.draws.choice(list(ROLES))
+
+
+def played(seed: int, hours: float, faults_per_hour: float) -> Outcome:
+    """One run, in a process of its own; whoever wants its story plays it again."""
+    outcome = Simulation(seed, hours=hours, faults_per_hour=faults_per_hour).play()
+    return msgspec.structs.replace(outcome, story=())
 
 
 def _at_disk_operation(simulation: Simulation, how: str) -> None:
