@@ -55,8 +55,8 @@ def main() -> int:
     faults, keys = sum(outcome.faults for outcome in outcomes), sum(outcome.keys for outcome in outcomes)
     told = sum(outcome.told for outcome in outcomes)
     print(
-        f"simulate: {chosen.runs} runs, {simulated_h:.0f} simulated hours, {faults} faults, {keys} keys, {told} entries told "
-        f"to subscribers, {events} events ({events / max(cpu_s, 1e-9):.0f} events and "
+        f"simulate: {chosen.runs} runs, {simulated_h:.0f} simulated hours, {faults} faults, {keys} keys, {told} "
+        f"entries told to subscribers, {events} events ({events / max(cpu_s, 1e-9):.0f} events and "
         f"{simulated_h / max(cpu_s, 1e-9):.3f} simulated hours per second and core, with {LIT_S:g} s of light in every "
         f"{PERIOD_S:g} s), {violations} violations, {len(CONTROLS) - len(missed)} of {len(CONTROLS)} planted bugs "
         f"caught, {time.monotonic() - began:.0f} s"
