@@ -23,7 +23,7 @@ from crash.sweep import Found
 from qkdnode.ids import ROLES
 
 DESCRIPTION = __doc__
-OPERATIONS = 1050  # of one recording, about: to share out the states
+OPERATIONS, DISTINCT = 1160, 0.57  # of one recording, and the share of draws that give a new state: about
 FAULTS, STATES, BUGS, LEAKS, AGENTS = PARTS = ("faults", "states", "bugs", "leaks", "agents")
 
 
@@ -77,8 +77,8 @@ def _named(name: str) -> sweep.Control:
 def cuts_for(states: int, shares: int, seed: int) -> list[Cuts]:
     """Cuts that rebuild about so many states of both ends, in shares: at every cut 3 sure states and 2 of each draw."""
     each = states / len(ROLES)
-    stride = max(1, round(OPERATIONS * 4 / each))  # of 5 at a cut one or two are like others
-    draws = max(1, round((each / OPERATIONS * stride - 2) / 2 + 0.5))
+    stride = max(1, round(OPERATIONS * 4 / each))
+    draws = max(1, round((each / (OPERATIONS * DISTINCT) * stride - 3) / 2))
     return [Cuts(share * stride, shares * stride, draws, seed) for share in range(shares)]
 
 
