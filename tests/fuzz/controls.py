@@ -92,7 +92,7 @@ CONTROLS: tuple[Control, ...] = (
         name="on_done",
         old="isinstance(event.result, Exception)",
         new="False",
-        inputs=200,
+        inputs=2000,
     ),
     Control(
         what="a sealed message is opened twice",
