@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.errors import DiskFullError
@@ -17,6 +18,8 @@ from qkdnode.vault import requests as ask
 from qkdnode.wire.messages import NOT_SETTLED, Allocate, Allocated, Delivered, Message, Received, Subscription
 
 HERE = Association("payroll", "ledger", "line")
+TERMS, BINDING = bytes([1]) * 32, bytes([2]) * 32
+ENTITLED = ask.Entitlement(True, "rule", "", 0, "its", TERMS, BINDING, 0, 2**31, "")
 
 
 class End:
@@ -32,9 +35,10 @@ class End:
         self.told: list[str] = []
         self.outbox: list[ask.OutboxEntry] = []
         self.outstanding = 0
+        self.entitled = ENTITLED
         self.refused: set[int] = set()
         self.answers: dict[type[Any], Callable[[Any], Any]] = {
-            ask.Outstanding: lambda request: self.outstanding,
+            ask.Entitle: lambda request: msgspec.structs.replace(self.entitled, outstanding=self.outstanding),
             ask.NeighbourOutbox: lambda request: tuple(
                 [entry for entry in self.outbox if entry.number > request.after][: request.limit]
             ),
@@ -98,7 +102,7 @@ class End:
         return self
 
     def subscribe(self, credit: int) -> None:
-        self.agreement.take(Subscription("ledger", "payroll", True, 256, credit))
+        self.agreement.take(Subscription("ledger", "payroll", True, 256, credit, "its", TERMS, BINDING))
         self.agreement.subscribed(LocalSubscription(HERE, True, 256, credit))
 
     def of(self, kind: type[Any]) -> list[tuple[float, Any]]:
@@ -106,7 +110,7 @@ class End:
 
 
 def allocate(number: int) -> Allocate:
-    return Allocate(number, "ledger", "payroll", BatchId(1, 1), 0, 256, bytes(16))
+    return Allocate(number, "ledger", "payroll", BatchId(1, 1), 0, 256, bytes(16), "its", bytes(32))
 
 
 def test_notices_that_come_together_are_journalled_together_and_answered_in_one_message() -> None:

@@ -18,7 +18,6 @@ from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
     KEYS_PER_BUNDLE,
-    POLICY_VERSION,
     READY,
     STATE_LETTERS,
     Bundle,
@@ -41,6 +40,9 @@ class Cut(msgspec.Struct, frozen=True):
     offset_bits: int
     size_bits: int
     key_ids: bytes
+    key_class: str
+    policy: int
+    binding: bytes
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -55,7 +57,13 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 def make(
-    store: Store, association: KnownAssociation, cut: Cut, state: str, material: SecretBuffer, *, own: bool
+    store: Store,
+    association: KnownAssociation,
+    cut: Cut,
+    state: str,
+    material: SecretBuffer,
+    *,
+    own: bool,
 ) -> Bundle:
     """Seal freshly cut keys, ALLOCATED or READY, as one Bundle; the material stays the caller's."""
     ids = split(cut.key_ids)
@@ -71,13 +79,13 @@ def make(
         states=states,
         far=far,
         key_ids=cut.key_ids,
-        class_=association.class_,
+        class_=cut.key_class,
         association=association.number,
         application=association.local,
         link=cut.link,
-        binding=association.binding,
+        binding=cut.binding,
         agent=store.node,
-        policy=POLICY_VERSION,
+        policy=cut.policy,
         size_bits=cut.size_bits,
         batch=cut.batch,
         half=cut.half,
@@ -109,6 +117,8 @@ def make(
         "batch": str(unpack_batch(cut.batch)),
         "offset": cut.offset_bits,
         "bits": cut.size_bits,
+        "class": cut.key_class,
+        "policy": cut.policy,
     }
     return store.create(row, f"key.{state}", "done", ids, **details)
 

@@ -8,7 +8,7 @@ from qkdnode.audit.events import AccessEvent
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, outbox
+from qkdnode.vault import bundles, entitlements, outbox
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import (
     ALLOCATED,
@@ -85,7 +85,7 @@ def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     if bundle.states[place] != STATE_LETTERS[READY]:
         state = STATE_OF_LETTER[bundle.states[place]]
         raise VaultError(f"key {request.key_id} is {state}: only a ready key is opened")
-    return bundles.unseal(store, [Chosen(bundle, [place])])
+    return bundles.unseal(store, entitlements.releasable(store, [Chosen(bundle, [place])]))
 
 
 def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
@@ -99,6 +99,7 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     ready = [one for one in ready if one.places]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
+    ready = entitlements.releasable(store, ready)
     if len({one.bundle.size_bits for one in ready}) > 1:
         raise LocalProtocolError("keys of different sizes are not opened at once")
     known = {key_id.bytes: key_id for key_id in asked}
@@ -164,16 +165,15 @@ _RECEIVABLE = (STATE_LETTERS[READY], STATE_LETTERS[DELIVERED])
 
 
 def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
-    """The waiting keys of a Bundle, in order, behind a place."""
+    """The waiting keys of a Bundle that may go out, in order, behind a place."""
     association = store.get_association(bundle.association)
     if association is None or bundle.delivery is None:
         return []
     first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
-    return [
-        Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits)
-        for place in bundle.places(READY)
-        if place > after
-    ]
+    places = [place for place in bundle.places(READY) if place > after]
+    if not places or not entitlements.is_released(store, bundle, places):
+        return []
+    return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits) for place in places]
 
 
 def _tell(store: Store, link: str, application: str, ids: list[bytes], leaf: int) -> None:
@@ -189,12 +189,8 @@ def _in_state(chosen: Chosen, letters: Sequence[int]) -> list[int]:
 
 
 def _association(store: Store, wanted: Association) -> int | None:
-    rows: list[Any] = store.connection.execute(
-        "SELECT number FROM associations WHERE local = ? AND remote = ? AND source = ?",
-        (wanted.local, wanted.remote, wanted.source),
-    ).fetchall()
-    known = store.get_association(rows[0][0]) if rows else None
-    return None if known is None or known.association != wanted else known.number
+    known = entitlements.known_association(store, wanted)
+    return None if known is None else known.number
 
 
 def _of_application(store: Store, ids: tuple[KeyId, ...], application: str) -> list[tuple[Bundle, int]]:

@@ -8,7 +8,7 @@ import msgspec
 from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
-from qkdnode.vault import segments
+from qkdnode.vault import segments, stock
 from qkdnode.vault.records import READY, Link
 from qkdnode.vault.requests import (
     Alive,
@@ -28,10 +28,6 @@ from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
 NAMES = ("to", "local", "remote")  # details of access events that name applications
-_STOCK = """
-SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
-WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
-"""
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
@@ -105,8 +101,8 @@ def status(store: Store, request: Status) -> VaultStatus:
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={state: n for state, n in counts.items() if n},
-        stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
-        stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
+        stock_bits_own={link.link: stock.usable_bits(store, link.link, link.role) for link in links},
+        stock_bits_peer={link.link: stock.usable_bits(store, link.link, other_role(link.role)) for link in links},
         batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
         pads={link.link: segments.pads_left(store, link.link) for link in links},
         application_outbox=counts.get(READY, 0),
@@ -119,10 +115,6 @@ def status(store: Store, request: Status) -> VaultStatus:
 def alive(store: Store, request: Alive) -> None:
     """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
     store.scalar("PRAGMA schema_version")
-
-
-def _stock(store: Store, link: str, half: str) -> int:
-    return int(store.scalar(_STOCK, link, half))
 
 
 HANDLERS = {

@@ -51,6 +51,7 @@ class AlarmCode(StrEnum):
     VAULT_DAMAGED = "VAULT_DAMAGED"
     CLOCK_STEP = "CLOCK_STEP"
     CONFIG = "CONFIG"
+    POLICY = "POLICY"
     PROTOCOL = "PROTOCOL"
 
 
@@ -176,6 +177,9 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.CONFIG: Kind(
         _MAJOR, _QUIET, "the configurations of both ends differ: make them equal and restart"
+    ),
+    AlarmCode.POLICY: Kind(
+        _MAJOR, _QUIET, "the policies of both ends do not let keys be made: `qkdnode policy explain` at both says why"
     ),
     AlarmCode.PROTOCOL: Kind(
         _MINOR, _QUIET, "the peer broke a rule of the protocol: compare the software versions of both ends"

@@ -12,12 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.entitlements import Allotment
 from qkdnode.vault.requests import (
     AcceptAllocation,
     AllocateKeys,
     AllocationAnswered,
     Associate,
     BatchRecord,
+    Entitle,
     NeighbourOutbox,
     OpenKey,
     OpenLink,
@@ -49,6 +51,7 @@ class Counter:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self.ahead_ns = 0  # what a test has let pass
 
     def draw_into(self, buffer: SecretBuffer) -> None:
         number = next(self._numbers)
@@ -58,7 +61,7 @@ class Counter:
                 view[i : i + 8] = piece[: len(view) - i]
 
     def clock_ns(self) -> int:
-        return START_NS + next(self._numbers)
+        return START_NS + self.ahead_ns + next(self._numbers)
 
 
 class End:
@@ -115,6 +118,11 @@ class End:
         nodes = (NODES[self.role], NODES[_other(self.role)])
         wanted = association or self.association
         self.call(Associate(association=wanted, nodes=nodes, link=LINK, purpose="test", key_class="qkd"))
+
+    def agreed(self, size_bits: int = 256) -> bytes:
+        """What an Allocate for the association must say that both ends agree on."""
+        its = self.call(Entitle(association=self.association, size_bits=size_bits))
+        return Allotment(its.key_class, its.policy, its.terms, its.binding).agreed
 
     @contextmanager
     def tampering(self) -> Iterator[apsw.Connection]:
