@@ -180,6 +180,14 @@ class SupplyServer:
                 del self._connections[route]
                 self._apply(connection, attendant.close("it is not configured any more"))
 
+    def review(self) -> None:
+        """Other rules are in force: who may no longer have keys is refused, and every outbox is read from its start."""
+        self.allow(self._applications)
+        for connection in self._connections.values():
+            connection.after = 0
+            connection.waiting.clear()
+            connection.wanted.set()
+
     def notify(self, application: str) -> None:
         """The application's outbox may have new rows."""
         for connection in self._connections.values():
