@@ -11,6 +11,7 @@ from qkdnode.vault import requests as ask
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
     ACCEPTED,
+    DENIED,
     REFUSED,
     Allocate,
     BatchAnswer,
@@ -126,7 +127,7 @@ class Rules:
                 ids = {UUID(bytes=raw[at : at + 16]) for at in range(0, len(raw), 16)}
                 if answer == ACCEPTED:
                     self.cut[role] |= ids
-                elif answer == REFUSED:
+                elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
                 both = all(key_id in self.cut[end] for end in ROLES)

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import pytest
-from applying import HOUR_NS, apply, policy
+from approving import HOUR_NS, policy
 from vaults import LINK, START_NS, End, Pair, contents, waiting
 
 from qkdnode.errors import PolicyDeniedError, VaultError
@@ -32,7 +32,7 @@ OTHERS = policy(application='[[application]]\nname = "other"\nclearance = "open"
 
 def both(pair: Pair, document: bytes) -> None:
     for end in pair.ends:
-        apply(end, document)
+        end.apply(document)
 
 
 def entitled(end: End, size_bits: int = 256) -> Entitlement:
@@ -67,7 +67,7 @@ def test_keys_carry_class_and_version_of_the_policy_and_open_under_any_later_one
     after = pair.ready(pair.alice)
     told = [(leaf.details["class"], leaf.details["policy"]) for leaf in leaves(pair.alice, "key.allocated")]
     assert told == [("qkd", 0), ("bulk", 1)]
-    apply(pair.alice, policy("lifetime_s = 5"))
+    pair.alice.apply(policy("lifetime_s = 5"))
     for key in after:
         assert contents(pair.alice, key) == contents(pair.bob, key)
     with pytest.raises(PolicyDeniedError, match="unknown-class"):  # no document of these names the class
@@ -105,8 +105,8 @@ def test_services_and_purpose_are_in_the_binding_and_equal_at_both_ends_or_not_a
 
 def test_different_terms_are_refused_with_their_reason_and_burn_nothing_more_than_was_cut(pair: Pair) -> None:
     pair.stock()
-    apply(pair.alice, policy("lifetime_s = 5"))
-    apply(pair.bob, policy("lifetime_s = 6"))
+    pair.alice.apply(policy("lifetime_s = 5"))
+    pair.bob.apply(policy("lifetime_s = 6"))
     assert entitled(pair.alice).terms != entitled(pair.bob).terms
     pair.allocate(pair.alice)
     (allocate,) = waiting(pair.alice)
@@ -126,8 +126,8 @@ def test_different_terms_are_refused_with_their_reason_and_burn_nothing_more_tha
 
 def test_an_end_that_forbids_denies_what_the_other_cuts(pair: Pair) -> None:
     pair.stock()
-    apply(pair.alice, policy())
-    apply(pair.bob, policy(rules='[[rule]]\nname = "not-now"\neffect = "forbid"\nlinks = ["metro"]'))
+    pair.alice.apply(policy())
+    pair.bob.apply(policy(rules='[[rule]]\nname = "not-now"\neffect = "forbid"\nlinks = ["metro"]'))
     pair.allocate(pair.alice)
     (allocate,) = waiting(pair.alice)
     assert pair.bob.call(AcceptAllocation(link=LINK, allocate=allocate)) == "denied"
@@ -139,14 +139,14 @@ def test_a_switch_counts_from_the_next_request_on(pair: Pair) -> None:
     pair.stock()
     both(pair, policy())
     keys = pair.ready(pair.alice)
-    apply(pair.alice, NOWHERE)
+    pair.alice.apply(NOWHERE)
     assert not entitled(pair.alice).allowed
     with pytest.raises(PolicyDeniedError, match="default-deny"):
         pair.allocate(pair.alice)
     with pytest.raises(PolicyDeniedError, match="default-deny"):
         opened(pair.alice, *keys)
     assert outbox(pair.alice) == []
-    apply(pair.alice, policy())
+    pair.alice.apply(policy())
     assert opened(pair.alice, *keys) == keys
     assert outbox(pair.alice) == list(keys)
 

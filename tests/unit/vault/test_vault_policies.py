@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from applying import PEOPLE, apply, approvals, policy
+from approving import PEOPLE, policy
 from vaults import End, Pair
 
 from qkdnode.access.approvals import Refusal
@@ -45,7 +45,7 @@ def test_without_a_policy_the_configured_associations_have_what_they_had(pair: P
 
 
 def test_versions_follow_one_another_and_each_names_the_one_before(pair: Pair) -> None:
-    first, second = apply(pair.alice, ONE), apply(pair.alice, TWO)
+    first, second = pair.alice.apply(ONE), pair.alice.apply(TWO)
     assert (first.policy.number, first.previous, first.policy.text) == (1, bytes(32), ONE)
     assert (second.policy.number, second.previous) == (2, first.policy.digest)
     assert pair.alice.call(CurrentPolicy()) == second.policy
@@ -60,7 +60,7 @@ def test_versions_follow_one_another_and_each_names_the_one_before(pair: Pair) -
 
 def test_a_change_leaves_one_leaf_that_names_document_and_approvers_by_pseudonym(pair: Pair) -> None:
     before = pair.alice.call(Status()).leaves
-    version = apply(pair.alice, ONE)
+    version = pair.alice.apply(ONE)
     assert pair.alice.call(Status()).leaves == before + 1
     (leaf,) = leaves(pair.alice, "policy.applied")
     assert leaf.subject == "policy/1"
@@ -70,26 +70,26 @@ def test_a_change_leaves_one_leaf_that_names_document_and_approvers_by_pseudonym
 
 
 def test_a_rollback_is_a_new_version_that_repeats_an_older_document(pair: Pair) -> None:
-    apply(pair.alice, ONE)
-    apply(pair.alice, TWO)
-    back = apply(pair.alice, ONE, document=b"", repeats=1)
+    pair.alice.apply(ONE)
+    pair.alice.apply(TWO)
+    back = pair.alice.apply(ONE, document=b"", repeats=1)
     assert (back.policy.number, back.repeats, back.policy.text) == (3, 1, ONE)
     for number, said in ((0, "no version 0"), (4, "no version 4"), (3, "is in force")):
         with pytest.raises(PolicyError, match=said):
-            apply(pair.alice, ONE, document=b"", repeats=number)
+            pair.alice.apply(ONE, document=b"", repeats=number)
 
 
 REFUSED: dict[str, tuple[Callable[[End], dict[str, Any]], str]] = {
     "unsigned": (lambda end: {"approvals": ()}, Refusal.UNSIGNED),
-    "signed once": (lambda end: {"approvals": approvals(end, TWO, by=("olga",))}, Refusal.TOO_FEW),
-    "signed twice by one": (lambda end: {"approvals": approvals(end, TWO, by=("olga", "olga"))}, Refusal.SAME_PERSON),
-    "for the number in force": (lambda end: {"approvals": approvals(end, TWO, number=1)}, Refusal.REPLAYED),
-    "for a number to come": (lambda end: {"approvals": approvals(end, TWO, number=3)}, Refusal.OTHER_REQUEST),
+    "signed once": (lambda end: {"approvals": end.approvals(TWO, by=("olga",))}, Refusal.TOO_FEW),
+    "signed twice by one": (lambda end: {"approvals": end.approvals(TWO, by=("olga", "olga"))}, Refusal.SAME_PERSON),
+    "for the number in force": (lambda end: {"approvals": end.approvals(TWO, number=1)}, Refusal.REPLAYED),
+    "for a number to come": (lambda end: {"approvals": end.approvals(TWO, number=3)}, Refusal.OTHER_REQUEST),
     "for a wrong predecessor": (
-        lambda end: {"approvals": approvals(end, TWO, predecessor=bytes(32))},
+        lambda end: {"approvals": end.approvals(TWO, predecessor=bytes(32))},
         Refusal.OTHER_REQUEST,
     ),
-    "for another document": (lambda end: {"approvals": approvals(end, THREE)}, Refusal.OTHER_REQUEST),
+    "for another document": (lambda end: {"approvals": end.approvals(THREE)}, Refusal.OTHER_REQUEST),
     "by people nobody knows": (lambda end: {"people": ()}, Refusal.UNKNOWN_PERSON),
     "by one role": (
         lambda end: {"people": tuple(p.__class__(p.name, p.ed25519, ("operator",)) for p in PEOPLE)},
@@ -100,10 +100,10 @@ REFUSED: dict[str, tuple[Callable[[End], dict[str, Any]], str]] = {
 
 
 def test_what_is_not_approved_for_this_very_version_is_refused_journalled_and_changes_nothing(pair: Pair) -> None:
-    first = apply(pair.alice, ONE)
+    first = pair.alice.apply(ONE)
     for made, name in REFUSED.values():
         with pytest.raises(ApprovalError) as refused:
-            apply(pair.alice, TWO, **made(pair.alice))
+            pair.alice.apply(TWO, **made(pair.alice))
         assert refused.value.refusal == name
     assert pair.alice.call(CurrentPolicy()) == first.policy
     told = [(its.outcome, its.details["code"], its.details["number"]) for its in leaves(pair.alice, "policy.refused")]
@@ -111,18 +111,18 @@ def test_what_is_not_approved_for_this_very_version_is_refused_journalled_and_ch
 
 
 def test_approvals_count_once(pair: Pair) -> None:
-    signed = approvals(pair.alice, ONE)
-    apply(pair.alice, ONE, approvals=signed)
+    signed = pair.alice.approvals(ONE)
+    pair.alice.apply(ONE, approvals=signed)
     with pytest.raises(ApprovalError) as refused:
-        apply(pair.alice, ONE, approvals=signed)
+        pair.alice.apply(ONE, approvals=signed)
     assert refused.value.refusal == Refusal.REPLAYED
 
 
 def test_approvals_expire(pair: Pair) -> None:
-    signed = approvals(pair.alice, ONE)
+    signed = pair.alice.approvals(ONE)
     pair.alice.counter.ahead_ns += 3600 * 10**9
     with pytest.raises(ApprovalError) as refused:
-        apply(pair.alice, ONE, approvals=signed)
+        pair.alice.apply(ONE, approvals=signed)
     assert refused.value.refusal == Refusal.EXPIRED
 
 
@@ -130,7 +130,7 @@ def test_a_document_with_faults_is_not_applied_however_many_approve_it(pair: Pai
     faulty = [b"", b"\xff", policy("use_limit = 0"), policy('algorithms = ["ROT-13"]')]
     for document in faulty:
         with pytest.raises(PolicyError):
-            apply(pair.alice, document)
+            pair.alice.apply(document)
     assert pair.alice.call(CurrentPolicy()).number == 0
     assert len(leaves(pair.alice, "policy.refused")) == len(faulty)
 
@@ -158,8 +158,8 @@ def two_versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, KeyId]
     pair = Pair(tmp_path_factory.mktemp("chain"))
     pair.stock()
     (key, *_) = pair.ready(pair.alice)
-    apply(pair.alice, ONE)
-    apply(pair.alice, TWO)
+    pair.alice.apply(ONE)
+    pair.alice.apply(TWO)
     pair.close()
     return pair, key
 
@@ -196,17 +196,17 @@ def test_a_chain_that_is_not_what_was_applied_stops_everything_that_needs_it(
 
 
 def test_a_failed_request_does_not_bring_back_the_policy_before(pair: Pair) -> None:
-    apply(pair.alice, ONE)
-    apply(pair.alice, TWO)
+    pair.alice.apply(ONE)
+    pair.alice.apply(TWO)
     with pytest.raises(ApprovalError):
-        apply(pair.alice, THREE, approvals=())
+        pair.alice.apply(THREE, approvals=())
     assert pair.alice.call(CurrentPolicy()).number == 2
 
 
 def test_every_stage_of_the_chain_verifies_after_many_versions(pair: Pair) -> None:
     documents = [policy(f"lifetime_s = {i}") for i in range(1, 21)]
     for document in documents:
-        apply(pair.alice, document)
+        pair.alice.apply(document)
     pair.alice.reopen()
     assert pair.alice.call(ShowPolicy()).newest == 20
     assert [pair.alice.call(ShowPolicy(number=i)).policy.text for i in range(1, 21)] == documents

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+from approving import application_of, approvals
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
@@ -24,6 +25,7 @@ from qkdnode.vault.requests import (
     OpenKey,
     OpenLink,
     PeerReady,
+    PolicyVersion,
     ProvisionLink,
     ReadyAnnounced,
     SettledBatch,
@@ -123,6 +125,22 @@ class End:
         """What an Allocate for the association must say that both ends agree on."""
         its = self.call(Entitle(association=self.association, size_bits=size_bits))
         return Allotment(its.key_class, its.policy, its.terms, its.binding).agreed
+
+    @property
+    def now_ns(self) -> int:
+        """About the time of the vault."""
+        return START_NS + self.counter.ahead_ns
+
+    def approvals(self, document: bytes, **changes: Any) -> tuple[bytes, ...]:
+        """What people sign for its next policy, or for another."""
+        return approvals(self.call, NODES[self.role], self.now_ns, document, **changes)
+
+    def apply(self, approved: bytes, /, **changes: Any) -> PolicyVersion:
+        """Have a policy applied, approved by both; or something else asked under these approvals."""
+        version: PolicyVersion = self.call(
+            application_of(self.call, NODES[self.role], self.now_ns, approved, **changes)
+        )
+        return version
 
     @contextmanager
     def tampering(self) -> Iterator[apsw.Connection]:

@@ -1,16 +1,15 @@
-"""Operators who approve policies of the test vaults, and documents for them."""
+"""Policies that two operators approve for the vaults of tests, and documents for them."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from vaults import NODES, START_NS, End
 
 from qkdnode.access.approvals import Person, approve, encode_approval
 from qkdnode.access.rules import Role
 from qkdnode.vault.policies import guarded_request
-from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, PolicyVersion
+from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, Request
 
 KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([65 + i]) * 32) for i, name in enumerate(("olga", "sven"))}
 ROLES = {"olga": Role.OPERATOR, "sven": Role.SECURITY_OFFICER}
@@ -20,6 +19,7 @@ PEOPLE = tuple(
 )
 ALGORITHMS = ("AES-256-GCM", "OTP")
 HOUR_NS = 3600 * 10**9
+Call = Callable[[Request], Any]  # of a vault
 
 
 def policy(
@@ -43,7 +43,9 @@ effect = "permit"
 
 
 def approvals(
-    end: End,
+    call: Call,
+    node: str,
+    now_ns: int,
     document: bytes,
     *,
     number: int | None = None,
@@ -51,22 +53,21 @@ def approvals(
     by: Sequence[str] = tuple(KEYS),
 ) -> tuple[bytes, ...]:
     """What people sign for the next version, or for another."""
-    now = end.call(CurrentPolicy())
+    current = call(CurrentPolicy())
     request = guarded_request(
-        NODES[end.role],
-        now.number + 1 if number is None else number,
-        now.digest if predecessor is None else predecessor,
+        node,
+        current.number + 1 if number is None else number,
+        current.digest if predecessor is None else predecessor,
         document,
     )
-    expires_ns = START_NS + end.counter.ahead_ns + HOUR_NS
-    return tuple(encode_approval(approve(request, name, expires_ns, KEYS[name].sign)) for name in by)
+    return tuple(encode_approval(approve(request, name, now_ns + HOUR_NS, KEYS[name].sign)) for name in by)
 
 
-def apply(end: End, approved: bytes, /, **changes: Any) -> PolicyVersion:
-    """Have a document applied, approved by both; or something else asked under these approvals."""
+def application_of(call: Call, node: str, now_ns: int, document: bytes, **changes: Any) -> ApplyPolicy:
+    """The request to apply a document that both have approved; or another one under these approvals."""
     asked: dict[str, Any] = {
-        "document": approved, "approvals": approvals(end, approved), "people": PEOPLE, "algorithms": ALGORITHMS,
-        "by": "olga",
+        "document": document, "people": PEOPLE, "algorithms": ALGORITHMS, "by": "olga",
     }  # fmt: skip
-    version: PolicyVersion = end.call(ApplyPolicy(**{**asked, **changes}))
-    return version
+    if "approvals" not in changes:
+        asked["approvals"] = approvals(call, node, now_ns, document)
+    return ApplyPolicy(**{**asked, **changes})
