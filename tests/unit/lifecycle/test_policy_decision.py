@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from policies import good
+from policy_reference import reference
 
 from qkdnode.lifecycle.policy import decision as rules
 from qkdnode.lifecycle.policy.decision import Facts, choose, decide
@@ -25,66 +26,6 @@ from qkdnode.lifecycle.policy.space import ANYBODY, Space
 S = 10**9
 NOW = 1_780_000_000 * S
 LABELS = ("low", "low:x", "high", "high:x", "high:x,y")
-RANKS = {"low": 0, "high": 1}
-
-
-def reference(document: Document, facts: Facts) -> tuple[bool, str]:
-    """Read out of docs/policy.md, one sentence after the other."""
-    known = {its.name: its for its in document.classes}
-    if facts.key_class not in known:
-        return False, "unknown-class"
-    terms = known[facts.key_class]
-    clearance = "low"
-    for application in document.applications:
-        if application.name == facts.application:
-            clearance = application.clearance
-    fitting = []
-    for rule in document.rules:
-        fits = True
-        for wanted, its in (
-            (rule.applications, facts.application), (rule.remotes, facts.remote), (rule.links, facts.link),
-            (rule.classes, facts.key_class), (rule.purposes, terms.purpose),
-        ):  # fmt: skip
-            if wanted is not None and its not in wanted:
-                fits = False
-        if rule.min_bits is not None and facts.size_bits < rule.min_bits:
-            fits = False
-        if rule.max_bits is not None and facts.size_bits > rule.max_bits:
-            fits = False
-        if rule.cleared_for is not None and not dominating(clearance, rule.cleared_for):
-            fits = False
-        if rule.not_cleared_for is not None and dominating(clearance, rule.not_cleared_for):
-            fits = False
-        if fits:
-            fitting.append(rule)
-    forbids = [rule.name for rule in fitting if rule.effect == "forbid"]
-    permits = [rule.name for rule in fitting if rule.effect == "permit"]
-    if forbids:
-        return False, forbids[0]
-    if not permits:
-        return False, "default-deny"
-    if not dominating(clearance, terms.label):
-        return False, "label-dominance"
-    if terms.sizes_bits is not None and facts.size_bits not in terms.sizes_bits:
-        return False, "size-of-class"
-    if terms.secrecy == "its" and facts.secrecy == "computational":
-        return False, "secrecy-of-path"
-    if terms.not_before is not None and facts.now_ns < terms.not_before:
-        return False, "validity-window"
-    if terms.not_after is not None and not facts.now_ns < terms.not_after:
-        return False, "validity-window"
-    has_age_limit = facts.age_ns is not None and terms.max_age_at_release_s is not None
-    if has_age_limit and facts.age_ns > terms.max_age_at_release_s * 1_000_000_000:
-        return False, "age-at-release"
-    if not facts.peer_reachable and not terms.release_when_peer_unreachable:
-        return False, "peer-unreachable"
-    return True, permits[0]
-
-
-def dominating(higher: str, lower: str) -> bool:
-    level, _, rest = higher.partition(":")
-    wanted, _, needed = lower.partition(":")
-    return RANKS[level] >= RANKS[wanted] and set(filter(None, needed.split(","))) <= set(filter(None, rest.split(",")))
 
 
 def some_rule(source: random.Random, number: int) -> Rule:
