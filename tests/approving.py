@@ -63,11 +63,11 @@ def approvals(
     return tuple(encode_approval(approve(request, name, now_ns + HOUR_NS, KEYS[name].sign)) for name in by)
 
 
-def application_of(call: Call, node: str, now_ns: int, document: bytes, **changes: Any) -> ApplyPolicy:
+def application_of(call: Call, node: str, now_ns: int, approved: bytes, /, **changes: Any) -> ApplyPolicy:
     """The request to apply a document that both have approved; or another one under these approvals."""
     asked: dict[str, Any] = {
-        "document": document, "people": PEOPLE, "algorithms": ALGORITHMS, "by": "olga",
+        "document": approved, "people": PEOPLE, "algorithms": ALGORITHMS, "by": "olga",
     }  # fmt: skip
     if "approvals" not in changes:
-        asked["approvals"] = approvals(call, node, now_ns, document)
+        asked["approvals"] = approvals(call, node, now_ns, approved)
     return ApplyPolicy(**{**asked, **changes})
