@@ -50,6 +50,7 @@ from qkdnode.wire.control import (
     signing_input,
 )
 
+PATIENCE_S = 60.0  # what nothing takes that works, on a machine that is busy with other things
 LINK = "alice-bob"
 OPERATORS = {
     "olga": Role.OPERATOR,
@@ -94,6 +95,7 @@ class Agent:
             devices=self.devices,
             alarms=self.alarms,
             acknowledge=self.acknowledge,
+            revoked=lambda links: self.done.append(("revoked", *links)),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -273,7 +275,7 @@ class ControlNode:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(PATIENCE_S)
         if self._fault is not None:
             self.vault.close()
             raise self._fault
@@ -289,7 +291,7 @@ class ControlNode:
         """Close the server."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -298,7 +300,7 @@ class ControlNode:
         async def working() -> Any:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(working(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(working(), self.loop).result(PATIENCE_S)
 
     async def ask(self, request: Any) -> Any:
         """The vault."""
@@ -352,7 +354,7 @@ class Caller:
     def __init__(self, node: ControlNode, name: str) -> None:
         self.operator: OwnOperator = load_operator(node.operators[name])
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
         self.socket.connect(os.fspath(node.path))
         self.counter = 0
         self.first = self.receive()

@@ -21,6 +21,7 @@ from qkdnode.distill import batch
 from qkdnode.lifecycle.policy import decision
 from qkdnode.node import provision
 from qkdnode.supply import protocol
+from qkdnode.vault import rows
 from qkdnode.wire import codec, supply
 
 
@@ -265,6 +266,15 @@ CONTROLS: tuple[Control, ...] = (
         name="decode",
         old="or len(data) != _SIZE.size + HASH_BYTES * size.bit_count()",
         new="",
+    ),
+    Control(
+        what="a row of the vault is read with whatever types stand in it",
+        target="vault/file",
+        owner=rows,
+        name="each_row",
+        old="tuple(map(type, row)) != kinds",
+        new="False",
+        inputs=100,
     ),
 )
 

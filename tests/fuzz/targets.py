@@ -394,7 +394,7 @@ TARGETS: tuple[Target, ...] = (
         name="vault/file",
         run=vault_files.take_vault,
         seeds=vault_files.vault_seeds,
-        mutators=(behind(vault_files.CELL.size, as_msgpack),),
+        mutators=(vault_files.as_written,),
         allowed=(QkdnodeError,),
         modules=(
             "qkdnode.vault.core",
@@ -402,9 +402,10 @@ TARGETS: tuple[Target, ...] = (
             "qkdnode.vault.service",
             "qkdnode.vault.journal",
             "qkdnode.vault.records",
+            "qkdnode.vault.rows",
         ),
-        decoders=("vault.store.Store._genuine",),
-        cost=300,
+        decoders=("vault.store.Store._genuine", "vault.rows.each_row"),
+        cost=600,
         memory=64 * MIB,
     ),
 )

@@ -61,7 +61,7 @@ class Process:
     def _read(self) -> None:
         for text in self._pipe:
             with self._changed:
-                if text.startswith("{"):
+                if text.startswith("{") and text.endswith("\n"):  # or a kill has cut it off
                     self.lines.append(json.loads(text))
                 else:
                     self.words.append(text.rstrip())
@@ -126,7 +126,8 @@ class Process:
             self.child.wait()
             raise AssertionError(f"{self.name} did not end within {PATIENCE_S:.0f} s: {self.shown()}") from None
         finally:
-            self._reader.join(5)
+            self._reader.join(PATIENCE_S)
+            assert not self._reader.is_alive(), f"{self.name} has ended, and somebody still holds its output"
             self._pipe.close()
         return status
 

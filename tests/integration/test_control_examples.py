@@ -31,7 +31,8 @@ socket = "control/socket"
 """
 MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OVER_CONTROL = {
-    "status", "links", "devices", "alarms", "keys", "pause", "resume", "shutdown", "reload", "top", "audit", "policy",
+    "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
+    "audit", "policy",
 }  # fmt: skip
 
 

@@ -16,7 +16,20 @@ from qkdnode.link.agreement import Agreement, LocalSubscription
 from qkdnode.link.surroundings import Surroundings
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
-from qkdnode.wire.messages import NOT_SETTLED, Allocate, Allocated, Delivered, Message, Received, Subscription
+from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
+from qkdnode.vault.scopes import FollowCompromise
+from qkdnode.wire.messages import (
+    NOT_SETTLED,
+    Allocate,
+    Allocated,
+    Compromised,
+    Delivered,
+    KeysRevoked,
+    Message,
+    Received,
+    RevocationsWaiting,
+    Subscription,
+)
 
 HERE = Association("payroll", "ledger", "line")
 TERMS, BINDING = bytes([1]) * 32, bytes([2]) * 32
@@ -47,8 +60,13 @@ class End:
             ask.UnannouncedReady: lambda request: (),
             ask.PeerDelivered: lambda request: len(request.key_ids),
             ask.AllocationAnswered: lambda request: (),
-            ask.OutboxCleared: lambda request: None,
+            ask.OutboxCleared: self._clear,
             ask.AcceptAllocation: lambda request: "accepted",
+            RevocationsUnconfirmed: lambda request: tuple(
+                [entry for entry in self.outbox if isinstance(entry.message, KeysRevoked | Compromised)]
+            ),
+            FollowRevoked: lambda request: 1,
+            FollowCompromise: lambda request: None,
         }
         self.around = Surroundings(
             ask=self._ask,
@@ -66,10 +84,14 @@ class End:
         self.outstanding += request.count
         return ()
 
+    def _clear(self, request: ask.OutboxCleared) -> None:
+        self.outbox = [entry for entry in self.outbox if entry.number not in request.numbers]
+
     async def _ask(self, request: Any) -> Any:
         self.asked.append((self.loop.time(), request))
         await asyncio.sleep(0.001)
-        number = getattr(getattr(request, "allocate", request), "request", None)
+        message = getattr(request, "message", None)
+        number = getattr(getattr(request, "allocate", request), "request", getattr(message, "notice", None))
         if number in self.refused:
             raise DiskFullError("the disk is full")
         return self.answers[type(request)](request)
@@ -300,3 +322,75 @@ def test_an_end_that_denies_raises_the_alarm_too() -> None:
 
 def allocate_here(number: int) -> Allocate:
     return msgspec.structs.replace(allocate(number), local="payroll", remote="ledger")
+
+
+def revoked(number: int) -> KeysRevoked:
+    return KeysRevoked(number, "key-compromise", bytes(16), b"c")
+
+
+def compromised(number: int) -> Compromised:
+    return Compromised(number, "key-compromise", BatchId(1, 1), BatchId(1, 9), "")
+
+
+def test_a_revocation_goes_out_at_once_and_before_a_long_outbox() -> None:
+    end = End()
+
+    def revoke() -> None:
+        end.outbox += [ask.OutboxEntry(number, Delivered(number, "payroll", bytes(16))) for number in range(1, 1001)]
+        end.outbox += [ask.OutboxEntry(2001, revoked(2001)), ask.OutboxEntry(2002, compromised(2002))]
+        end.agreement.revoked()
+
+    end.play(1.5, (0.5, revoke))
+    said = [(at, message) for at, message in end.said if not isinstance(message, RevocationsWaiting)]
+    assert [type(message) for _, message in said[:3]] == [KeysRevoked, Compromised, Delivered]
+    assert said[0][0] < 0.51
+    assert len(end.of(KeysRevoked)) == len(end.of(Compromised)) == 1
+
+
+def test_a_peer_is_told_how_many_revocations_wait_for_it_and_when_none_does() -> None:
+    end = End()
+    end.outbox = [ask.OutboxEntry(5, revoked(5)), ask.OutboxEntry(6, compromised(6))]
+    end.play(
+        1.0,
+        (0.1, end.agreement.session_opened),
+        (0.3, lambda: end.agreement.take(Received((5,)))),
+        (0.5, lambda: end.agreement.take(Received((6,)))),
+    )
+    assert [(round(at, 1), one.count) for at, one in end.of(RevocationsWaiting)] == [(0.1, 2), (0.3, 1), (0.5, 0)]
+
+
+def test_keys_are_current_only_once_the_peer_says_in_this_session_that_nothing_waits() -> None:
+    end = End()
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.append(end.agreement.is_current)
+
+    end.play(
+        1.0,
+        (0.1, lambda: end.subscribe(8)),
+        (0.11, end.agreement.session_opened),
+        (0.15, look),
+        (0.2, lambda: end.agreement.take(RevocationsWaiting(1))),
+        (0.25, look),
+        (0.3, lambda: end.agreement.take(revoked(7))),
+        (0.35, look),
+        (0.4, lambda: end.agreement.take(RevocationsWaiting(0))),
+        (0.45, look),
+        (0.5, end.agreement.session_closed),
+        (0.55, look),
+    )
+    assert seen == [False, False, False, True, False]
+    assert end.told.count("payroll") == 1
+    assert [one.notices for _, one in end.of(Received)] == [(7,)]
+    assert end.alarms == ["COMPROMISED"]
+
+
+def test_a_revocation_that_cannot_be_journalled_is_not_confirmed() -> None:
+    end = End()
+    end.refused = {7, 8}
+    end.play(
+        1.0, (0.1, lambda: [end.agreement.take(message) for message in (revoked(7), compromised(8), compromised(9))])
+    )
+    assert [one.notices for _, one in end.of(Received)] == [(9,)]
+    assert end.alarms == ["DISK_FULL", "DISK_FULL", "COMPROMISED"]

@@ -28,6 +28,7 @@ class Action(StrEnum):
     ALARMS_READ = "alarms.read"
     ALARMS_ACKNOWLEDGE = "alarms.acknowledge"
     KEYS_READ = "keys.read"
+    KEYS_REVOKE = "keys.revoke"
     LINK_PAUSE = "link.pause"
     LINK_RESUME = "link.resume"
     NODE_SHUTDOWN = "node.shutdown"
@@ -48,6 +49,8 @@ READS = frozenset(
         Action.POLICY_READ,
     }
 )  # nothing is changed by them
+
+STOPS = frozenset({Action.NODE_SHUTDOWN})  # done even while they cannot be journalled: they end what could go wrong
 
 
 class Effect(StrEnum):
@@ -98,6 +101,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.ALARMS_ACKNOWLEDGE}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
         "an alarm is acknowledged by who is on duty or answers for the keys",
+    ),
+    Rule(
+        "keys-are-taken-out-of-use",
+        Effect.PERMIT,
+        frozenset({Action.KEYS_REVOKE}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
+        "a suspect key is stopped by who is on duty or answers for the keys, and by one person alone",
     ),
     Rule(
         "links-are-run",

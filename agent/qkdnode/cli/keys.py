@@ -1,28 +1,34 @@
-"""`qkdnode keys list | show`: which keys there are, never what they are."""
+"""`qkdnode keys list | show | revoke`: which keys there are, never what they are, and which are so no more."""
 
 from uuid import UUID
 
 import click
 import msgspec
 
+from qkdnode.cli.compromise import show_revoked
 from qkdnode.cli.reach import asking
 from qkdnode.cli.show import console, moment, print_json, table
 from qkdnode.control.client import Client
-from qkdnode.wire.control import PAGE_MAX, KeyEntry, ListKeys, ShowKey
+from qkdnode.lifecycle.reasons import COMPROMISES, Reason
+from qkdnode.lifecycle.response import STEPS
+from qkdnode.lifecycle.states import Stage
+from qkdnode.wire.control import PAGE_MAX, KeyEntry, ListKeys, RevokeKeys, ShowKey
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
+
+STAGE = click.Choice([stage.value for stage in Stage])
 
 
 @click.group(name="keys")
 def command() -> None:
-    """Show which keys there are, never their bits."""
+    """Show which keys there are, never their bits, and revoke them."""
 
 
 @command.command(name="list")
 @click.option("--local", default=None, help="Only of this application here.")
 @click.option("--remote", default=None, help="Only of this application at the far end.")
 @click.option("--link", default=None, help="Only of this link.")
-@click.option("--state", default=None, help="Only in this state: allocated, ready, delivered, burnt.")
+@click.option("--state", default=None, type=STAGE, help="Only at this stage of its life.")
 @click.option("--after", default=0, type=click.IntRange(0), help="Only with a higher number.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Stop after so many.")
 @asking
@@ -85,3 +91,18 @@ def show(client: Client, key_id: UUID, as_json: bool) -> None:
         is_time = name.endswith("_ns")
         rows.append((name.removesuffix("_ns").replace("_", " "), moment(value) if is_time else value))
     console().print(table(("", ""), rows))
+
+
+@command.command()
+@click.argument("key_ids", metavar="KEY_ID...", nargs=-1, required=True, type=click.UUID)
+@click.option("--reason", required=True, type=click.Choice([reason.value for reason in Reason]), help="Of KMIP.")
+@asking
+def revoke(client: Client, key_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
+    """Take keys out of use at both ends: neither application gets them from here any more.
+
+    All of them or, if one request fails, none. What an application has already it is told of by the events.
+    """
+    if len(key_ids) > PAGE_MAX:
+        raise click.UsageError(f"{len(key_ids)} keys at once: give at most {PAGE_MAX}")
+    request = RevokeKeys(key_ids=tuple(key_id.bytes for key_id in key_ids), reason=reason)
+    show_revoked(client.ask(request), STEPS["key"] if reason in COMPROMISES else (), as_json)

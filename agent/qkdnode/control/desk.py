@@ -4,7 +4,7 @@ What changes something is journalled by itself before it is done, and is not don
 journalled at its first time in five minutes for each operator and action, and then counted: the next leaf tells how
 often it came. So a display that asks every second leaves a leaf in five minutes, and none of its requests is missing in
 the sum. While the vault cannot journal, reads of state are answered and counted until it can: who must mend a full disk
-has to see it.
+has to see it. A stop is done then too, told of in the agent's own log, and counted likewise.
 """
 
 import asyncio
@@ -15,20 +15,21 @@ from uuid import UUID
 import msgspec
 
 from qkdnode.access.pace import Pace
-from qkdnode.access.rules import READS, Action, decide
+from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.vault import extract, inventory
+from qkdnode.vault import extract, inventory, revocations, scopes
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
 
 PERIOD_S = 300.0
 ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
+STOP_WAITS_S = 5.0  # for its leaf, when the disk does not answer at all
 MAX_TEXT = 1000
 
 Details = dict[str, str | int | float | bool | None]
@@ -43,6 +44,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Acknowledge: Action.ALARMS_ACKNOWLEDGE,
     wire.ListKeys: Action.KEYS_READ,
     wire.ShowKey: Action.KEYS_READ,
+    wire.RevokeKeys: Action.KEYS_REVOKE,
+    wire.CompromiseScope: Action.KEYS_REVOKE,
+    wire.Scopes: Action.KEYS_READ,
     wire.Pause: Action.LINK_PAUSE,
     wire.Resume: Action.LINK_RESUME,
     wire.Shutdown: Action.NODE_SHUTDOWN,
@@ -83,13 +87,20 @@ class Desk:
             await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
             return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
         details |= _particulars(request)
+        topic = (f"operator/{operator.name}", "allowed", action.value, decision.rule)
+        unjournalled = ""
         try:
             if action in READS:
-                await self._tell((f"operator/{operator.name}", "allowed", action.value, decision.rule), details)
+                await self._tell(topic, details)
             else:
                 await self._await_turn(operator)
-                await self._journal(f"operator/{operator.name}", "allowed", details)
+                if action in STOPS:
+                    unjournalled = await self._journal_a_stop(topic, details)
+                else:
+                    await self._journal(topic[0], "allowed", details)
             answer = await HANDLERS[type(request)](self, request, operator)
+            if unjournalled and isinstance(answer, wire.Acted):
+                answer = msgspec.structs.replace(answer, detail=f"{answer.detail}; {unjournalled}"[:MAX_TEXT])
         except QkdnodeError as error:
             if action not in READS:
                 failed = {**details, "code": error.code}
@@ -142,6 +153,19 @@ class Desk:
         except QkdnodeError as error:
             raise VaultError(f"it could not be journalled, so it was not done: {error}") from None
 
+    async def _journal_a_stop(self, topic: Topic, details: Details) -> str:
+        """Journal, or else count, and say so in the agent's log; what the operator is told of it."""
+        try:
+            async with asyncio.timeout(STOP_WAITS_S):
+                await self._record(topic[0], topic[1], details)
+        except (QkdnodeError, TimeoutError) as error:
+            reason = str(error) or f"the vault has not answered within {STOP_WAITS_S:g} s"
+            if self._tally.take(topic, self._clock_s()):
+                self._tally.untold(topic)
+            self._log.error("a stop could not be journalled", by=topic[0], **details, reason=reason)
+            return f"it could not be journalled ({reason}): keep the agent's log, which tells of it"
+        return ""
+
     async def _await_turn(self, operator: Operator) -> None:
         pace = self._paces.setdefault(operator.name, Pace(burst=ACTS_BURST, per_s=ACTS_PER_S))
         wait_s = pace.step(self._clock_s())
@@ -184,6 +208,32 @@ class Desk:
 
     async def _show_key(self, request: wire.ShowKey, _: Operator) -> Answer:
         return _entry(await self._ask(inventory.ShowKey(key_id=UUID(bytes=request.key_id))))
+
+    async def _revoke(self, request: wire.RevokeKeys, operator: Operator) -> Answer:
+        ids = tuple(UUID(bytes=key_id) for key_id in request.key_ids)
+        done: revocations.Revoked = await self._ask(
+            revocations.RevokeKeys(key_ids=ids, reason=request.reason, by=operator.name)
+        )
+        self._port.revoked(())
+        revoked, already, unknown = (tuple(map(str, some)) for some in (done.revoked, done.already, done.unknown))
+        return wire.RevokedKeys(revoked=revoked, already=already, unknown=unknown)
+
+    async def _compromise(self, request: wire.CompromiseScope, operator: Operator) -> Answer:
+        made: tuple[scopes.ScopeState, ...] = await self._ask(
+            scopes.Compromise(
+                kind=request.scope,
+                value=request.value or "",
+                reason=request.reason,
+                by=operator.name,
+                from_ns=request.from_ns,
+                until_ns=request.until_ns,
+            )
+        )
+        self._port.revoked(tuple(dict.fromkeys(scope.link for scope in made)))
+        return wire.ScopeList(scopes=tuple(map(_scope, made)))
+
+    async def _scopes(self, _: wire.Scopes, __: Operator) -> Answer:
+        return wire.ScopeList(scopes=tuple(map(_scope, await self._ask(scopes.Scopes()))))
 
     async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
         changed = await self._port.pause(request.link, operator.name)
@@ -269,6 +319,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Acknowledge: Desk._acknowledge,
     wire.ListKeys: Desk._list_keys,
     wire.ShowKey: Desk._show_key,
+    wire.RevokeKeys: Desk._revoke,
+    wire.CompromiseScope: Desk._compromise,
+    wire.Scopes: Desk._scopes,
     wire.Pause: Desk._pause,
     wire.Resume: Desk._resume,
     wire.Shutdown: Desk._shutdown,
@@ -295,9 +348,29 @@ def _particulars(request: Request) -> Details:
             return what | ({"document": document_digest(document).hex()} if repeats is None else {"repeats": repeats})
         case wire.PolicyExplain(application=local, remote=remote):
             return {"local": local, "remote": remote}
+        case wire.RevokeKeys(key_ids=key_ids, reason=reason):
+            return {"keys": len(key_ids), "reason": reason}
+        case wire.CompromiseScope(scope=scope, value=value, reason=reason):
+            return {"scope": scope, "to" if scope == "application" else "about": value or "", "reason": reason}
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
+
+
+def _scope(scope: scopes.ScopeState) -> wire.ScopeEntry:
+    return wire.ScopeEntry(
+        number=scope.number,
+        link=scope.link,
+        first=str(scope.first),
+        last=str(scope.last),
+        application=scope.application or None,
+        reason=scope.reason,
+        by=scope.by,
+        made_ns=scope.made_ns,
+        keys=scope.keys,
+        moving=scope.moving,
+        confirmed=scope.confirmed,
+    )
 
 
 def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
@@ -305,6 +378,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         number=key.number,
         key_id=str(key.key_id),
         state=key.state,
+        kmip_state=key.kmip_state,
         local=key.association.local,
         remote=key.association.remote,
         link=key.link,

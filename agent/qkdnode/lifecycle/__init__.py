@@ -1,1 +1,1 @@
-"""The life of a key by rule: states, and the policy that says what a key is for, how long, and for whom. No I/O."""
+"""The life of a key as tables and pure machines: states, reasons, scopes, policy."""

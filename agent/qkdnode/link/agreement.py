@@ -1,7 +1,7 @@
 """Vault to vault over one link: stock that is settled, keys that are allocated, deliveries that are acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, Protocol
@@ -17,18 +17,24 @@ from qkdnode.errors import (
     VaultError,
 )
 from qkdnode.ids import ALICE, Association, KeyId
+from qkdnode.lifecycle.reasons import COMPROMISES
 from qkdnode.link.surroundings import Surroundings
 from qkdnode.vault import requests as ask
+from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
+from qkdnode.vault.scopes import FollowCompromise
 from qkdnode.wire.messages import (
     ACCEPTED,
     DENIED,
     NOT_SETTLED,
     Allocate,
     Allocated,
+    Compromised,
     Delivered,
     Goodbye,
+    KeysRevoked,
     Message,
     Received,
+    RevocationsWaiting,
     Settled,
     Subscription,
 )
@@ -97,7 +103,15 @@ class Agreement:
         self._allocating = True
         self._goodbye_sent = False
         self._announced_ns = 0
+        self._revocations_sent = True
+        self._revocations_there = 0  # of this end, not journalled there when it was told last
+        self._revocations_here: int | None = None  # of the peer, not journalled here; None until it says so
         self.peer_drained = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether everything that the peer has revoked stands in this vault: no key is released before."""
+        return self._link.is_open and self._revocations_here == 0
 
     # --- told by others --------------------------------------------------------------------------------------------
 
@@ -116,12 +130,18 @@ class Agreement:
         self._told.clear()
         self._cut_for.clear()
         self._link.spawn(self._announce_ready())
-        self.wake()
+        self.revoked()
 
     def session_closed(self) -> None:
-        """What the peer said of its applications no longer holds."""
+        """What the peer said of its applications and revocations no longer holds."""
         self._remote.clear()
         self._denied.clear()
+        self._revocations_here = None
+
+    def revoked(self) -> None:
+        """Keys were revoked here: tell the peer before all else."""
+        self._revocations_sent = False
+        self.wake()
 
     def subscribed(self, subscription: LocalSubscription) -> None:
         """An application here came, went, or changed what it accepts."""
@@ -154,11 +174,14 @@ class Agreement:
             await self._handle(await self._next_messages())
             try:
                 if self._link.is_open:
+                    if not self._revocations_sent:
+                        await self._send_revocations()
                     entitlements = await self._announce_subscriptions()
                     await self._allocate(entitlements)
                     await self._send_outbox()
                     if self._link.around.monotonic_ns() - self._announced_ns > RESEND_S * 1e9:
                         await self._announce_ready()
+                        self._revocations_sent = False
             except VaultError as error:
                 self._link.around.alarm(error.code, self._link.name, str(error))
                 await asyncio.sleep(RETRY_S)
@@ -218,6 +241,43 @@ class Agreement:
             self._link.send_soon(message)
             await self._link.measure_pool()
             self.stock_grew()
+
+    # --- revocation ------------------------------------------------------------------------------------------------
+
+    async def _send_revocations(self) -> None:
+        """What the peer is yet to journal, and how many these are: until there are none it supplies no key."""
+        self._revocations_sent = True
+        waiting = await self._ask(RevocationsUnconfirmed(link=self._link.name, limit=OUTBOX_PAGE))
+        now = self._link.around.monotonic_ns()
+        for entry in waiting:
+            sent = self._sent.get(entry.number)
+            if sent is None or now - sent > RESEND_S * 1e9:
+                self._sent[entry.number] = now
+                self._link.send_soon(entry.message)
+        self._revocations_there = len(waiting)
+        self._link.send_soon(RevocationsWaiting(len(waiting)))
+
+    async def _on_revoked(self, messages: list[KeysRevoked]) -> None:
+        answers = await self._ask_each(FollowRevoked(link=self._link.name, message=message) for message in messages)
+        self._confirm(messages, answers)
+
+    async def _on_compromised(self, messages: list[Compromised]) -> None:
+        answers = await self._ask_each(FollowCompromise(link=self._link.name, message=message) for message in messages)
+        self._confirm(messages, answers)
+
+    def _confirm(self, messages: Sequence[KeysRevoked | Compromised], answers: list[Any]) -> None:
+        heard = [m for m, answer in zip(messages, answers, strict=True) if not isinstance(answer, BaseException)]
+        if heard:
+            self._link.send_soon(Received(tuple(message.notice for message in heard)))
+        if any(message.reason in COMPROMISES for message in heard):
+            told = "the neighbour says that others may know keys of this link: none of them is released"
+            self._link.around.alarm("COMPROMISED", self._link.name, told)
+
+    async def _on_revocations_waiting(self, messages: list[RevocationsWaiting]) -> None:
+        was_current, self._revocations_here = self.is_current, messages[-1].count
+        if self.is_current and not was_current:
+            for local, _ in self._local:
+                self._link.around.notify_supply(local)
 
     # --- allocation ------------------------------------------------------------------------------------------------
 
@@ -361,6 +421,8 @@ class Agreement:
         await self._ask(ask.OutboxCleared(link=self._link.name, numbers=numbers))
         for number in numbers:
             self._sent.pop(number, None)
+        if self._revocations_there:
+            self._revocations_sent = False
 
     async def _on_subscription(self, messages: list[Subscription]) -> None:
         for message in messages:
@@ -419,6 +481,9 @@ HANDLERS: dict[type[Message], Callable[[Agreement, Any], Awaitable[None]]] = {
     Allocated: Agreement._on_allocated,
     Delivered: Agreement._on_delivered,
     Received: Agreement._on_received,
+    KeysRevoked: Agreement._on_revoked,
+    Compromised: Agreement._on_compromised,
+    RevocationsWaiting: Agreement._on_revocations_waiting,
     Subscription: Agreement._on_subscription,
     Goodbye: Agreement._on_goodbye,
 }

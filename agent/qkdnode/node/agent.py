@@ -29,6 +29,7 @@ from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
+from qkdnode.node.upkeep import move_rows
 from qkdnode.node.vigil import Vigil
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
@@ -76,6 +77,7 @@ class Agent:
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._started = self._stopping = False
         self._manager = ServiceManager(None, None)  # only a process of its own has one
@@ -159,6 +161,7 @@ class Agent:
         await self._start_control()
         self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
         self._reading = asyncio.create_task(self._read_log())
+        self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._started = True
@@ -169,7 +172,7 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        watched += [task for task in (self._vigilant, self._recorder.keeper) if task is not None]
+        watched += [task for task in (self._vigilant, self._moving, self._recorder.keeper) if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -184,7 +187,7 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        for beside in (self._reading, self._vigilant):
+        for beside in (self._reading, self._vigilant, self._moving):
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():
@@ -286,6 +289,7 @@ class Agent:
             record=self._recorder.record_access,
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
+            may_release=self._may_release,
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -416,6 +420,11 @@ class Agent:
             link.link.agreement.subscribed(
                 LocalSubscription(state.association, state.connected, state.size_bits, state.credit)
             )
+
+    def _may_release(self, association: Association) -> bool:
+        """While the neighbour cannot be heard it may have revoked what waits here."""
+        link = self._links.get(association.source)
+        return link is not None and link.link.agreement.is_current
 
     def _delivered(self, association: Association) -> None:
         """The neighbour is told at once: its next keys wait for that."""

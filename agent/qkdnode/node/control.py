@@ -30,7 +30,7 @@ from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
 from qkdnode.vault.requests import PolicyVersion
-from qkdnode.watch.alarms import AlarmState
+from qkdnode.watch.alarms import AlarmCode, AlarmState
 from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
 
 ALARMS_SHOWN = 64  # in a status; `alarms` gives all
@@ -124,6 +124,7 @@ class NodeControl:
             devices=self.device_statuses,
             alarms=self.alarms,
             acknowledge=self.acknowledge,
+            revoked=self.revoked,
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -209,6 +210,15 @@ class NodeControl:
             unlatched = [module.acknowledge() for module in modules] + [self._node.entropy.acknowledge(subject)]
             changed = any(unlatched) or changed
         return changed
+
+    def revoked(self, compromised: tuple[str, ...]) -> None:
+        """Keys were taken out of use: the neighbours hear of it before all else. Of some links all keys of a scope."""
+        for name in compromised:
+            self._recorder.alarm(
+                AlarmCode.COMPROMISED, name, "an operator says that others may know keys of this link: none is released"
+            )
+        for link in self._node.links.values():
+            link.link.agreement.revoked()
 
     async def pause(self, name: str, by: str) -> bool:
         """Distil no more on a link, durably."""

@@ -90,6 +90,7 @@ class SupplyServer:
     """Supplies provisioned applications, each with its own keys and with nothing of anybody else's.
 
     `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
+    `may_release` says whether keys of an association may go out now: what the neighbour has revoked is known first.
     `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
     journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
     of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
@@ -108,6 +109,7 @@ class SupplyServer:
         record: Record,
         key_class: str,
         on_delivered: Callable[[Association], None] = lambda association: None,
+        may_release: Callable[[Association], bool] = lambda association: True,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
@@ -115,6 +117,7 @@ class SupplyServer:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
         self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
+        self._may_release = may_release
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -348,7 +351,7 @@ class SupplyServer:
         while True:
             connection.wanted.clear()
             try:
-                again = attendant.due(time.monotonic())
+                again = attendant.due(time.monotonic()) if self._releases(connection) else []
                 await self._send_keys(connection, again, again=True)
                 while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
                     if not await self._send_keys(connection, fresh, again=False):
@@ -361,7 +364,7 @@ class SupplyServer:
     async def _next_rows(self, connection: Connection) -> list[Delivery]:
         """Rows of the outbox for this subscription, as many as one message has room for and not sent yet."""
         subscription = connection.attendant.subscription
-        if subscription is None or subscription.room <= 0:
+        if subscription is None or subscription.room <= 0 or not self._releases(connection):
             return []
         while not connection.waiting:
             request = ApplicationOutbox(
@@ -381,6 +384,10 @@ class SupplyServer:
         count = min(subscription.room, keys_in_a_message(subscription.size_bits))
         fresh, connection.waiting = connection.waiting[:count], connection.waiting[count:]
         return fresh
+
+    def _releases(self, connection: Connection) -> bool:
+        subscription = connection.attendant.subscription
+        return subscription is not None and self._may_release(subscription.association)
 
     async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> bool:
         """Send what the vault opens; whether that was all. From what it did not open on, the outbox is read again."""
@@ -449,8 +456,10 @@ class SupplyServer:
         connection.settling = False
 
     async def anything_waits(self) -> bool:
-        """Whether a connected application has not acknowledged all its keys."""
+        """Whether a connected application has not acknowledged all the keys that it may have now."""
         for state in self.subscriptions():
+            if not self._may_release(state.association):
+                continue
             request = ApplicationOutbox(
                 application=state.association.local,
                 limit=1,

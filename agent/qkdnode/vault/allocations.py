@@ -7,10 +7,10 @@ from uuid import UUID
 from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
-from qkdnode.vault import bundles, entitlements, keys, outbox, stock
+from qkdnode.lifecycle.states import Stage
+from qkdnode.vault import bundles, entitlements, keys, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
-    ALLOCATED,
     ID_BYTES,
     KEYS_PER_BUNDLE,
     PENDING,
@@ -18,6 +18,7 @@ from qkdnode.vault.records import (
     Batch,
     Bundle,
     KnownAssociation,
+    Link,
     PeerRequest,
     pack_batch,
     unpack_batch,
@@ -75,7 +76,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     allotment = entitlements.allot(store, association, count, size)
     ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
     done = 0
-    for run in _plan(store, request, link.link, link.role):
+    for run in _plan(store, request, link):
         these = ids[done : done + (run.end - run.start) // size]
         done += len(these)
         _demand_ready(store, link.link, run.batch)
@@ -85,7 +86,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
                 link.link, run.batch, link.role, run.start, size, packed,
                 allotment.key_class, allotment.policy, allotment.binding,
             )  # fmt: skip
-            number = bundles.make(store, association, cut, ALLOCATED, material, own=True).number
+            number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
         batch = unpack_batch(run.batch)
         message = Allocate(
             number, association.local, association.remote, batch, run.start, size, packed,
@@ -137,7 +138,7 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
             link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids,
             allotment.key_class, allotment.policy, allotment.binding,
         )  # fmt: skip
-        bundles.make(store, association, cut, READY, material, own=False)
+        bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
 
 
@@ -153,17 +154,19 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     if bundle is not None and request.outcome == ACCEPTED:
         ready = keys.make_ready(store, bundle)
     elif bundle is not None:
-        keys.burn(store, bundle, f"{request.outcome} by the peer")
+        keys.burn(store, bundle)
     outbox.clear(store, request.link, request.request)
     return tuple(ready)
 
 
-def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run]:
+def _plan(store: Store, request: AllocateKeys, link: Link) -> list[Run]:
     """Where the keys are cut: runs of whole keys, no more of them in one run than one Allocate carries."""
-    size, left = request.size_bits, request.count
+    size, left, wanted = request.size_bits, request.count, request.association
     plan = []
-    for run in stock.usable_runs(store, link, half, size):
+    for run in stock.usable_runs(store, link.link, link.role, size):
         start = run.start
+        if reach.scope_of(store, link.link, run.batch, wanted.local, wanted.remote) is not None:
+            continue
         while left and (fit := min((run.end - start) // size, left, KEYS_PER_BUNDLE)):
             plan.append(Run(run.batch, start, start + fit * size))
             start += fit * size
@@ -171,7 +174,7 @@ def _plan(store: Store, request: AllocateKeys, link: str, half: str) -> list[Run
         if not left:
             return plan
     raise OutOfStockError(
-        f"link {link!r} has stock for {request.count - left} of the {request.count} keys of {size} bits asked for"
+        f"link {link.link!r} has stock for {request.count - left} of the {request.count} keys of {size} bits asked for"
     )
 
 
@@ -199,6 +202,10 @@ def _refusal(
         return "bits are not in stock"
     if bundles.taken(store, ids):
         return "a key id is taken"
+    if revocations.is_revoked(store, batch.link, ids):
+        return "a key is revoked"
+    if reach.scope_of(store, batch.link, batch.batch, allocate.local, allocate.remote) is not None:
+        return "the Batch is compromised"
     return None
 
 

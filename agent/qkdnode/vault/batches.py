@@ -7,15 +7,17 @@ import msgspec
 from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.ids import ALICE, BOB, BatchId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import segments, stock
+from qkdnode.vault import reach, segments, stock
 from qkdnode.vault.records import (
     ABANDONED,
+    COMPROMISED,
     PENDING,
     QUARANTINED,
     READY,
     Batch,
     Link,
     Segment,
+    Service,
     pack_batch,
     unpack_batch,
 )
@@ -71,7 +73,8 @@ def pending(store: Store, link: str) -> tuple[UnsettledBatch, ...]:
 
 def newest_ready(store: Store, link: Link) -> BatchId:
     """The newest Batch that is READY here since the pair was provisioned; (0, 0) if there is none."""
-    rows = store.find(Batch, f"link = ? AND state = '{READY}' ORDER BY batch DESC LIMIT 1", link.link)
+    settled = f"state IN ('{READY}', '{COMPROMISED}')"
+    rows = store.find(Batch, f"link = ? AND {settled} ORDER BY batch DESC LIMIT 1", link.link)
     newest = unpack_batch(rows[0].batch) if rows else NO_BATCH
     ours = newest.session >> 32 if link.role == ALICE else newest.session & 0xFFFFFFFF
     return newest if ours > link.provisioned else NO_BATCH
@@ -127,6 +130,7 @@ def settle_pending(store: Store, request: SettlePending) -> SettledBatch:
         store.change(known, f"batch.{outcome}", {}, state=outcome, usable=usable, settled_ns=store.now_ns)
         if request.ready:
             segments.make_usable(store, known.link, known.batch)
+            _compromise_if_reached(store, known)
         else:
             _destroy(store, known)
     return _settled(store, known.link, known.batch)
@@ -146,6 +150,7 @@ def peer_ready(store: Store, request: PeerReady) -> tuple[SegmentState, ...]:
         segment = segments.make_usable(store, known.link, known.batch)
         if segment is not None:
             opened.append(segment)
+        _compromise_if_reached(store, known)
     return tuple(segments.state_of(store, row) for row in opened)
 
 
@@ -180,6 +185,20 @@ def destroy_spent_segments(store: Store, request: DestroySpent) -> int:
     return destroy_spent(store, known_link(store, request.link).link, request.keep)
 
 
+def compromise(store: Store, row: Batch) -> None:
+    """Destroy the stock of a settled Batch whose key others may know."""
+    store.change(row, "batch.compromised", {}, state=COMPROMISED)
+    stock.destroy(store, row.link, row.batch)
+
+
+def _compromise_if_reached(store: Store, known: Batch) -> None:
+    """A Batch that settles after its compromise gives no stock."""
+    if reach.scope_of_batch(store, known.link, known.batch) is not None:
+        row = store.get(Batch, known.link, known.batch)
+        assert row is not None, "it was read and changed in this request"
+        compromise(store, row)
+
+
 def quarantine_unsettled(store: Store, link: str) -> None:
     """Before a link is provisioned anew: nothing unsettled is ever used."""
     for row in store.find(Batch, f"link = ? AND {UNSETTLED}", link):
@@ -205,6 +224,8 @@ def _store(
     row = Batch(link, batch, state, 0, 0, 8 * half, encoded, content, message, store.now_ns)
     made = {name: getattr(record, name) for name in _JOURNALLED}
     store.create(row, f"batch.{state}", **{**record.details, **made, "devices": " ".join(record.devices)})
+    for serial in record.devices:
+        _note_service(store, link, serial, batch)
     with memoryview(key) as view:
         if refill:
             with view[:refill] as material:
@@ -213,6 +234,15 @@ def _store(
             start = refill + number * half
             with view[start : start + half] as bits:
                 stock.lay_in(store, link, batch, owner, bits)
+
+
+def _note_service(store: Store, link: str, serial: str, batch: bytes) -> None:
+    """A device has served a link up to this Batch."""
+    known = store.get(Service, link, serial)
+    if known is None:
+        store.create(Service(link, serial, batch, batch), "device.serves")
+    elif batch > known.last:
+        store.change(known, "device.serves", {}, last=batch)
 
 
 def _check(record: BatchRecord, key_bytes: int) -> None:

@@ -7,28 +7,41 @@ the key and in which state. A key that is delivered or burnt loses its ciphertex
 from collections.abc import Mapping, Sequence
 from struct import unpack
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
+from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.records import (
-    DAMAGED,
     HELD,
     ID_BYTES,
     KEYS_PER_BUNDLE,
-    READY,
-    STATE_LETTERS,
     Bundle,
     KnownAssociation,
     outstanding,
     unpack_batch,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Aftermath, Store
 
 _AT_ONCE = 128  # ids in one statement
 _SOUND = f"state = '{HELD}'"
+_INDEX = "the index of key ids in the vault"
+# Of another type they do not unseal either, and each is set aside alone.
+_CIPHERTEXTS = """
+SELECT place, ifnull(CAST(sealed AS BLOB), x''), ifnull(CAST(wrapped AS BLOB), x'')
+FROM keys WHERE place BETWEEN ? AND ?
+"""
+_TIMES = {
+    Step.ACCEPT: "ready_ns",
+    Step.DELIVER: "delivered_ns",
+    Step.FAR_DELIVER: "delivered_remote_ns",
+    Step.REFUSE: "ended_ns",
+    Step.DESTROY: "ended_ns",
+}
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -45,6 +58,13 @@ class Cut(msgspec.Struct, frozen=True):
     binding: bytes
 
 
+class Why(msgspec.Struct, frozen=True):
+    """Who has a key take a step, and for what reason."""
+
+    actor: str  # "application", "neighbour", "vault", "policy" or operator/PSEUDONYM
+    reason: str
+
+
 class Chosen(msgspec.Struct, frozen=True):
     """Some keys of one verified Bundle, by their places in it."""
 
@@ -56,14 +76,11 @@ class Chosen(msgspec.Struct, frozen=True):
         return [self.bundle.key_id(place) for place in self.places]
 
 
+_DAMAGE = Why("vault", "does not unseal")
+
+
 def make(
-    store: Store,
-    association: KnownAssociation,
-    cut: Cut,
-    state: str,
-    material: SecretBuffer,
-    *,
-    own: bool,
+    store: Store, association: KnownAssociation, cut: Cut, stage: Stage, material: SecretBuffer, *, own: bool
 ) -> Bundle:
     """Seal freshly cut keys, ALLOCATED or READY, as one Bundle; the material stays the caller's."""
     ids = split(cut.key_ids)
@@ -71,8 +88,8 @@ def make(
         raise LocalProtocolError(f"a Bundle of {len(ids)} keys cannot be: it holds 1 to {KEYS_PER_BUNDLE}")
     if len(set(ids)) < len(ids) or taken(store, ids):
         raise LocalProtocolError("a key id is taken: each key needs a new one")
-    size, now, number, is_ready = cut.size_bits // 8, store.now_ns, store.journal.size, state == READY
-    states, far = bytes([STATE_LETTERS[state]]) * len(ids), bytes(len(ids))
+    size, now, number, is_ready = cut.size_bits // 8, store.now_ns, store.journal.size, stage is Stage.READY
+    states, far = bytes([LETTERS[stage]]) * len(ids), bytes(len(ids))
     row = Bundle(
         number=number,
         state=HELD,
@@ -120,7 +137,7 @@ def make(
         "class": cut.key_class,
         "policy": cut.policy,
     }
-    return store.create(row, f"key.{state}", "done", ids, **details)
+    return store.create(row, f"key.{stage}", "done", ids, **details)
 
 
 def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
@@ -130,7 +147,7 @@ def choose(store: Store, ids: Sequence[bytes]) -> list[Chosen]:
     found = []
     for bundle in _holding(store, list(wanted)):
         held = {key_id: place for place, key_id in enumerate(split(bundle.key_ids))}
-        damaged = STATE_LETTERS[DAMAGED]
+        damaged = LETTERS[Stage.DAMAGED]
         places = [held[i] for i in wanted if i in held and bundle.states[held[i]] != damaged]
         if places:
             found.append(Chosen(bundle, places))
@@ -143,53 +160,59 @@ def taken(store: Store, ids: Sequence[bytes]) -> bool:
     if not numbers:
         return False
     statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
-    rows: list[Any] = store.connection.execute(statement, numbers).fetchall()
+    rows = read_rows(store.connection, (bytes,), "a record of bundles in the vault", statement, *numbers)
     return not {key_id for (held,) in rows for key_id in split(held)}.isdisjoint(ids)
 
 
 def move(
     store: Store,
     chosen: Chosen,
-    state: str,
-    happened: str,
-    details: Mapping[str, Detail],
+    step: Step,
+    why: Why,
+    details: Mapping[str, Detail] | None = None,
     outcome: str = "done",
-    **times: int,
 ) -> Bundle:
-    """Take some keys of a Bundle into another state: one change, one leaf."""
+    """Take a step with some keys of a Bundle: one change, one leaf, and no bits left of keys that are held no more.
+
+    LocalProtocolError, and nothing changes, if one of them cannot take it.
+    """
     bundle = chosen.bundle
-    states = bundle.with_states(chosen.places, state)
-    changes: dict[str, Any] = {"states": states, **times}
+    states, far, gone = bytearray(bundle.states), bytearray(bundle.far), []
+    for place in chosen.places:
+        stage = bundle.stage(place)
+        end = after(stage, bool(far[place]), step)
+        if end is None:
+            raise LocalProtocolError(f"key {UUID(bytes=bundle.key_id(place))} is {stage}: it cannot {step}")
+        states[place] = LETTERS[end]
+        if step is Step.FAR_DELIVER:
+            far[place] = 1
+        if bundle.states[place] in HOLDING and states[place] not in HOLDING:
+            gone.append(place)
+    changes: dict[str, Any] = {"states": bytes(states), "far": bytes(far)}
+    if (column := _TIMES.get(step)) is not None:
+        changes[column] = store.now_ns
     if bundle.own:
-        changes["outstanding"] = outstanding(states, bundle.far)
-    if state == READY:
-        changes["delivery"] = store.journal.size
-    elif bundle.delivery is not None and STATE_LETTERS[READY] not in states:
+        changes["outstanding"] = outstanding(changes["states"], changes["far"])
+    if LETTERS[Stage.READY] not in states:
         changes["delivery"] = None
-    return store.change(bundle, happened, details, outcome, chosen.ids(), **changes)
+    elif step in (Step.ACCEPT, Step.RESTORE):
+        changes["delivery"] = store.journal.size
+    changes = {name: value for name, value in changes.items() if value != getattr(bundle, name)}
+    if gone:
+        _destroy(store, bundle, gone)
+    told = {"by": why.actor, "reason": why.reason, **(details or {})}
+    return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
 
 
-def destroy(store: Store, chosen: Chosen) -> None:
-    """Delete the ciphertexts and data keys of some keys; the change of state is journalled beside it."""
-    first, places = chosen.bundle.number * KEYS_PER_BUNDLE, sorted(chosen.places)
+def _destroy(store: Store, bundle: Bundle, places: list[int]) -> None:
+    """Delete ciphertexts and data keys of some keys, in rising order."""
+    first = bundle.number * KEYS_PER_BUNDLE
     if places[-1] - places[0] + 1 == len(places):
         store.connection.execute(
             "DELETE FROM keys WHERE place BETWEEN ? AND ?", (first + places[0], first + places[-1])
         )
     else:
         store.connection.executemany("DELETE FROM keys WHERE place = ?", [(first + place,) for place in places])
-
-
-def mark_far(store: Store, chosen: Chosen) -> Bundle:
-    """The application at the far end has these keys."""
-    bundle = chosen.bundle
-    far = bytearray(bundle.far)
-    for place in chosen.places:
-        far[place] = 1
-    changes: dict[str, Any] = {"far": bytes(far), "delivered_remote_ns": store.now_ns}
-    if bundle.own:
-        changes["outstanding"] = outstanding(bundle.states, changes["far"])
-    return store.change(bundle, "key.delivered_remote", {}, named=chosen.ids(), **changes)
 
 
 def unseal(store: Store, chosen: Sequence[Chosen]) -> SecretBuffer:
@@ -227,9 +250,13 @@ def split(key_ids: bytes) -> list[bytes]:
 def _sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, bytes]]:
     bundle = chosen.bundle
     first = bundle.number * KEYS_PER_BUNDLE
-    rows = store.connection.execute(
-        "SELECT place, sealed, wrapped FROM keys WHERE place BETWEEN ? AND ?",
-        (first + min(chosen.places), first + max(chosen.places)),
+    rows = read_rows(
+        store.connection,
+        (int, bytes, bytes),
+        "a key in the vault",
+        _CIPHERTEXTS,
+        first + min(chosen.places),
+        first + max(chosen.places),
     )
     held = {place - first: (sealed, wrapped) for place, sealed, wrapped in rows}
     return [(bundle.bound(place), *held.get(place, (b"", b""))) for place in chosen.places]
@@ -242,7 +269,7 @@ def _damage(store: Store, damaged: list[Chosen]) -> Aftermath:
         for one in damaged:
             bundle = store.get(Bundle, one.bundle.number)
             if bundle is not None:
-                move(store, Chosen(bundle, one.places), DAMAGED, "key.damaged", {}, "set_aside")
+                move(store, Chosen(bundle, one.places), Step.DAMAGE, _DAMAGE, outcome="set_aside")
         for name in names:
             store.alarm("record.damaged", f"record/keys/{name}", "set_aside", reason="does not unseal")
 
@@ -269,7 +296,7 @@ def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
     for i in range(0, len(heads), _AT_ONCE):
         page = heads[i : i + _AT_ONCE]
         statement = f"SELECT DISTINCT bundle FROM key_heads WHERE head IN ({_slots(page)})"
-        numbers.update(number for (number,) in store.connection.execute(statement, page))
+        numbers.update(number for (number,) in read_rows(store.connection, (int,), _INDEX, statement, *page))
     return sorted(numbers)
 
 

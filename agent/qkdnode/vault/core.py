@@ -35,13 +35,16 @@ from qkdnode.vault import (
     outbox,
     pauses,
     policies,
+    revocations,
     schema,
+    scopes,
     segments,
 )
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
+from qkdnode.vault.rows import read_meta
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
 
@@ -50,8 +53,8 @@ _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
-    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, policies,
-    entitlements,
+    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
+    policies, entitlements,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
@@ -302,7 +305,7 @@ def _make(
 
 
 def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKey:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (ROOT, CHECK)))
+    meta = read_meta(connection, ROOT, CHECK)
     try:
         parameters = msgspec.json.decode(meta[ROOT], type=RootParameters)
         check = meta[CHECK]
@@ -320,7 +323,7 @@ def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKe
 
 
 def _check_identity(connection: apsw.Connection, sealing: Sealing, wanted: Identity, path: Path) -> None:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (IDENTITY, IDENTITY_MAC)))
+    meta = read_meta(connection, IDENTITY, IDENTITY_MAC)
     if sealing.mac(IDENTITY, meta.get(IDENTITY)) != meta.get(IDENTITY_MAC):
         raise VaultDamagedError(f"vault {path} does not truly say whose it is: restore the file")
     found = msgspec.json.decode(meta[IDENTITY], type=Identity)

@@ -16,8 +16,8 @@ from qkdnode.errors import PolicyDeniedError
 from qkdnode.ids import Association, binding_digest
 from qkdnode.lifecycle.policy import quotas
 from qkdnode.lifecycle.policy.decision import (
+    Case,
     Decision,
-    Standing,
     due,
     first_allowed,
     nothing_permits,
@@ -130,7 +130,7 @@ def explain(store: Store, request: ExplainPolicy) -> Explanation:
     names = [its.name for its in policy.document.classes] if request.key_class is None else [request.key_class]
     decisions = (
         due(
-            standing(policy.document, Standing(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
+            standing(policy.document, Case(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
             now_ns=store.now_ns,
         )
         for name in names
@@ -235,7 +235,7 @@ def _chosen(store: Store, association: KnownAssociation, size_bits: int) -> Deci
 def _decision(store: Store, association: KnownAssociation, key_class: str, size_bits: int) -> Decision:
     """The standing decision of the policy in force, made once."""
     document, known = policies.in_force(store).document, store.policy.decisions
-    case = Standing(association.local, association.remote, association.link, key_class, size_bits)
+    case = Case(association.local, association.remote, association.link, key_class, size_bits)
     found = known.get(case)
     if found is None:
         if len(known) >= MOST_DECISIONS:

@@ -6,14 +6,10 @@ import msgspec
 
 from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.lifecycle.states import ENDED, LETTERS, Stage, state_of
 from qkdnode.vault import bundles
 from qkdnode.vault.records import (
-    BURNT,
-    DAMAGED,
-    DELIVERED,
     KEYS_PER_BUNDLE,
-    STATE_LETTERS,
-    STATE_OF_LETTER,
     Bundle,
     KnownAssociation,
     unpack_batch,
@@ -22,6 +18,7 @@ from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 
 MAX_KEYS = 256
+DELIVERED_HERE = (Stage.DELIVERED, Stage.SUSPENDED, Stage.DEACTIVATED)
 SCANNED_BUNDLES = 256  # by one request at most, so that no filter holds up the vault
 
 
@@ -51,7 +48,8 @@ class ListedKey(msgspec.Struct, frozen=True):
 
     number: int
     key_id: KeyId
-    state: str
+    state: str  # its stage at this node
+    kmip_state: str
     association: Association
     link: str
     key_class: str
@@ -75,10 +73,10 @@ class ListedKeys(msgspec.Struct, frozen=True):
 
 def list_keys(store: Store, request: ListKeys) -> ListedKeys:
     """ListKeys."""
-    if request.state is not None and request.state not in STATE_LETTERS:
-        raise LocalProtocolError(f"{request.state!r} is no state of a key: one of {', '.join(STATE_LETTERS)}")
+    if request.state is not None and request.state not in set(Stage):
+        raise LocalProtocolError(f"{request.state!r} is no stage of a key: one of {', '.join(Stage)}")
     limit = max(1, min(request.limit, MAX_KEYS))
-    letters = [STATE_LETTERS[state] for state in STATE_LETTERS if request.state in (None, state) and state != DAMAGED]
+    letters = [LETTERS[stage] for stage in Stage if request.state in (None, stage) and stage != Stage.DAMAGED]
     conditions, values = ["number >= ?"], list[int | str]([request.after // KEYS_PER_BUNDLE])
     if request.link is not None:
         conditions.append("link = ?")
@@ -121,11 +119,12 @@ def _listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
     known = store.get_association(bundle.association)
     if known is None:
         raise VaultError(f"key {key_id} belongs to an association that the vault has not got")
-    state = STATE_OF_LETTER[bundle.states[place]]
+    stage, far = bundle.stage(place), bool(bundle.far[place])
     return ListedKey(
         number=_number(bundle, place),
         key_id=key_id,
-        state=state,
+        state=stage.value,
+        kmip_state=state_of(stage, far).value,
         association=known.association,
         link=bundle.link,
         key_class=bundle.class_,
@@ -135,9 +134,9 @@ def _listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
         offset_bits=bundle.offset_bits + place * bundle.size_bits,
         allocated_ns=bundle.allocated_ns,
         ready_ns=bundle.ready_ns,
-        delivered_ns=bundle.delivered_ns if state == DELIVERED else None,
-        delivered_remote_ns=bundle.delivered_remote_ns if bundle.far[place] else None,
-        ended_ns=bundle.ended_ns if state == BURNT else None,
+        delivered_ns=bundle.delivered_ns if stage in DELIVERED_HERE else None,
+        delivered_remote_ns=bundle.delivered_remote_ns if far else None,
+        ended_ns=bundle.ended_ns if stage in ENDED else None,
     )
 
 

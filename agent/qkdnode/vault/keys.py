@@ -7,20 +7,11 @@ from uuid import UUID
 from qkdnode.audit.events import AccessEvent
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, entitlements, outbox
-from qkdnode.vault.bundles import Chosen
-from qkdnode.vault.records import (
-    ALLOCATED,
-    BURNT,
-    DELIVERED,
-    HELD,
-    KEYS_PER_BUNDLE,
-    READY,
-    STATE_LETTERS,
-    STATE_OF_LETTER,
-    Bundle,
-)
+from qkdnode.vault import bundles, entitlements, outbox, reach
+from qkdnode.vault.bundles import Chosen, Why
+from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
 from qkdnode.vault.requests import (
     ApplicationOutbox,
     Delivery,
@@ -36,24 +27,27 @@ from qkdnode.wire.messages import Delivered
 
 MAX_NOTICE_KEYS = 1024
 _PAGE = 64  # Bundles of the outbox read at once, at most
-_LIVE = tuple(STATE_LETTERS[state] for state in (ALLOCATED, READY, DELIVERED))
+
+ACCEPTED = Why("neighbour", "accepted")
+REFUSED = Why("neighbour", "refused")
+ACKNOWLEDGED = Why("application", "acknowledged")
+FAR_ACKNOWLEDGED = Why("neighbour", "acknowledged")
 
 
 def make_ready(store: Store, bundle: Bundle) -> list[KeyId]:
     """Both ends hold what was allocated: it goes to the application's outbox."""
-    chosen = Chosen(bundle, bundle.places(ALLOCATED))
+    chosen = Chosen(bundle, bundle.places(Stage.ALLOCATED))
     if not chosen.places:
         return []
-    bundles.move(store, chosen, READY, "key.ready", {}, ready_ns=store.now_ns)
+    bundles.move(store, chosen, Step.ACCEPT, ACCEPTED)
     return [UUID(bytes=key_id) for key_id in chosen.ids()]
 
 
-def burn(store: Store, bundle: Bundle, reason: str) -> None:
+def burn(store: Store, bundle: Bundle) -> None:
     """Destroy allocated keys, which nobody received."""
-    chosen = Chosen(bundle, bundle.places(ALLOCATED))
+    chosen = Chosen(bundle, bundle.places(Stage.ALLOCATED))
     if chosen.places:
-        bundles.destroy(store, chosen)
-        bundles.move(store, chosen, BURNT, "key.burnt", {"reason": reason}, ended_ns=store.now_ns)
+        bundles.move(store, chosen, Step.REFUSE, REFUSED)
 
 
 def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delivery, ...]:
@@ -74,6 +68,8 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
     page = 1 + request.limit // KEYS_PER_BUNDLE
     while len(found) < request.limit and (rows := store.find_sound(Bundle, condition, *which, after, page)):
         for bundle in rows:
+            if reach.scope_of_bundle(store, bundle) is not None:
+                continue
             found += _deliveries(store, bundle, place if bundle.delivery == after else -1)
         after, place, page = (rows[-1].delivery or 0) + 1, -1, min(2 * page, _PAGE)
     return tuple(found[: request.limit])
@@ -82,9 +78,11 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
 def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     """OpenKey."""
     ((bundle, place),) = _of_application(store, (request.key_id,), request.application)
-    if bundle.states[place] != STATE_LETTERS[READY]:
-        state = STATE_OF_LETTER[bundle.states[place]]
-        raise VaultError(f"key {request.key_id} is {state}: only a ready key is opened")
+    if reach.scope_of_bundle(store, bundle) is not None:
+        raise VaultError(f"key {request.key_id} is compromised: it is not opened")
+    stage = bundle.stage(place)
+    if stage is not Stage.READY:
+        raise VaultError(f"key {request.key_id} is {stage}: only a ready key is opened")
     return bundles.unseal(store, entitlements.releasable(store, [Chosen(bundle, [place])]))
 
 
@@ -95,8 +93,8 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
         raise LocalProtocolError(f"{len(asked)} keys are opened at once: ask for 1 to {KEYS_PER_BUNDLE}")
     chosen = bundles.choose(store, [key_id.bytes for key_id in asked])
     _demand_application(chosen, request.application)
-    ready = [Chosen(one.bundle, _in_state(one, (STATE_LETTERS[READY],))) for one in chosen]
-    ready = [one for one in ready if one.places]
+    ready = [Chosen(one.bundle, _at(one, Stage.READY)) for one in chosen]
+    ready = [one for one in ready if one.places and reach.scope_of_bundle(store, one.bundle) is None]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
     ready = entitlements.releasable(store, ready)
@@ -115,15 +113,20 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
     _demand_known(chosen, request.key_ids)
     _demand_application(chosen, request.application)
     for one in chosen:
-        other = [place for place in one.places if one.bundle.states[place] not in _RECEIVABLE]
+        fresh, other = [], []
+        for place in one.places:
+            stage = one.bundle.stage(place)
+            if after(stage, False, Step.DELIVER) is not None:
+                fresh.append(place)
+            elif stage not in PAST_DELIVERY:
+                other.append(place)
         if other:
-            key_id, state = one.bundle.key_id(other[0]), STATE_OF_LETTER[one.bundle.states[other[0]]]
-            raise LocalProtocolError(f"key {UUID(bytes=key_id)} is {state}: it cannot have been delivered")
-        fresh = Chosen(one.bundle, _in_state(one, (STATE_LETTERS[READY],)))
-        if fresh.places:
-            bundles.destroy(store, fresh)
-            changed = bundles.move(store, fresh, DELIVERED, "key.delivered", request.details, delivered_ns=store.now_ns)
-            new.setdefault(changed.link, []).extend(fresh.ids())
+            key_id = UUID(bytes=one.bundle.key_id(other[0]))
+            raise LocalProtocolError(f"key {key_id} is {one.bundle.stage(other[0])}: it cannot have been delivered")
+        if fresh:
+            now = Chosen(one.bundle, fresh)
+            changed = bundles.move(store, now, Step.DELIVER, ACKNOWLEDGED, request.details)
+            new.setdefault(changed.link, []).extend(now.ids())
             leaves[changed.link] = changed.leaf
     for link, ids in new.items():
         _tell(store, link, request.application, ids, leaves[link])
@@ -137,7 +140,14 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
         bundle = one.bundle
         if bundle.link != request.link:
             continue
-        fresh = Chosen(bundle, [place for place in _in_state(one, _LIVE) if not bundle.far[place]])
+        fresh = Chosen(
+            bundle,
+            [
+                place
+                for place in one.places
+                if not bundle.far[place] and after(bundle.stage(place), False, Step.FAR_DELIVER) is not None
+            ],
+        )
         if not fresh.places:
             continue
         association = store.get_association(bundle.association)
@@ -145,23 +155,17 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
             ids = fresh.ids()
             store.alarm("delivery.misdirected", f"key/{store.sealing.pseudonym(ids[0])}", "ignored", ids)
             continue
-        bundles.mark_far(store, fresh)
+        bundles.move(store, fresh, Step.FAR_DELIVER, FAR_ACKNOWLEDGED)
         new += len(fresh.places)
     return new
 
 
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
-    return int(
-        store.scalar(
-            "SELECT coalesce(sum(outstanding), 0) FROM bundles "
-            f"WHERE association = ? AND outstanding AND state = '{HELD}'",
-            _association(store, request.association),
-        )
+    return store.scalar(
+        f"SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding AND state = '{HELD}'",
+        _association(store, request.association),
     )
-
-
-_RECEIVABLE = (STATE_LETTERS[READY], STATE_LETTERS[DELIVERED])
 
 
 def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
@@ -170,7 +174,7 @@ def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
     if association is None or bundle.delivery is None:
         return []
     first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
-    places = [place for place in bundle.places(READY) if place > after]
+    places = [place for place in bundle.places(Stage.READY) if place > after]
     if not places or not entitlements.is_released(store, bundle, places):
         return []
     return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits) for place in places]
@@ -183,9 +187,8 @@ def _tell(store: Store, link: str, application: str, ids: list[bytes], leaf: int
         outbox.post(store, link, number, Delivered(number, application, b"".join(page)))
 
 
-def _in_state(chosen: Chosen, letters: Sequence[int]) -> list[int]:
-    states = chosen.bundle.states
-    return [place for place in chosen.places if states[place] in letters]
+def _at(chosen: Chosen, stage: Stage) -> list[int]:
+    return [place for place in chosen.places if chosen.bundle.stage(place) is stage]
 
 
 def _association(store: Store, wanted: Association) -> int | None:

@@ -8,8 +8,9 @@ import msgspec
 from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
+from qkdnode.lifecycle.states import Stage
 from qkdnode.vault import segments, stock
-from qkdnode.vault.records import READY, Link
+from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
     Checkpoint,
@@ -24,9 +25,13 @@ from qkdnode.vault.requests import (
     VaultStatus,
     VerifyLog,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
+_COUNTS = "SELECT name, value FROM counts"
+# As bytes: a state that somebody wrote there is shown as it is, and keeps no other from being counted.
+_BATCHES = "SELECT ifnull(CAST(state AS BLOB), x''), count(*) FROM batches GROUP BY 1"
 NAMES = ("to", "local", "remote")  # details of access events that name applications
 
 
@@ -96,16 +101,19 @@ def checkpoint(store: Store, request: Checkpoint) -> str:
 
 def status(store: Store, request: Status) -> VaultStatus:
     """Status."""
-    counts = dict(store.connection.execute("SELECT name, value FROM counts"))
+    counts = dict(read_rows(store.connection, (str, int), "a count of keys in the vault", _COUNTS))
     links = store.find_sound(Link, "true ORDER BY link")
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={state: n for state, n in counts.items() if n},
         stock_bits_own={link.link: stock.usable_bits(store, link.link, link.role) for link in links},
         stock_bits_peer={link.link: stock.usable_bits(store, link.link, other_role(link.role)) for link in links},
-        batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
+        batches={
+            state.decode("utf-8", "replace"): count
+            for state, count in read_rows(store.connection, (bytes, int), "a state of Batches in the vault", _BATCHES)
+        },
         pads={link.link: segments.pads_left(store, link.link) for link in links},
-        application_outbox=counts.get(READY, 0),
+        application_outbox=counts.get(Stage.READY.value, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,

@@ -6,7 +6,9 @@ from qkdnode.vault.records import Notice
 from qkdnode.vault.requests import NeighbourOutbox, OutboxCleared, OutboxEntry
 from qkdnode.vault.store import Store
 from qkdnode.wire.codec import encode_body, kind_of
-from qkdnode.wire.messages import KIND_OF_CODE, Allocate, Message
+from qkdnode.wire.messages import KIND_OF_BODY, KIND_OF_CODE, Allocate, Compromised, KeysRevoked, Message
+
+_REVOCATIONS = ", ".join(str(KIND_OF_BODY[body].code) for body in (KeysRevoked, Compromised))
 
 
 def post(store: Store, link: str, number: int, message: Message) -> None:
@@ -36,6 +38,12 @@ def neighbour_outbox(store: Store, request: NeighbourOutbox) -> tuple[OutboxEntr
     rows = store.find_sound(
         Notice, "link = ? AND number > ? ORDER BY number LIMIT ?", request.link, request.after, request.limit
     )
+    return tuple(OutboxEntry(row.number, message_of(row)) for row in rows)
+
+
+def revocations(store: Store, link: str, limit: int) -> tuple[OutboxEntry, ...]:
+    """Revocations and compromises that wait for the neighbour, oldest first."""
+    rows = store.find_sound(Notice, f"link = ? AND kind IN ({_REVOCATIONS}) ORDER BY number LIMIT ?", link, limit)
     return tuple(OutboxEntry(row.number, message_of(row)) for row in rows)
 
 

@@ -5,25 +5,24 @@ one put back. Outbox rows have no subject: putting one back re-sends a message t
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
 
 from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent
 from qkdnode.ids import Association, BatchId
+from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage
 
 _BATCH = struct.Struct(">QI")
+_IS_DELIVERED = bytes(letter == LETTERS[Stage.DELIVERED] for letter in range(256))
+_UNFINISHED = tuple(LETTERS[stage] for stage in (Stage.ALLOCATED, Stage.READY, Stage.DELIVERED))
 
-# Keys
-ALLOCATED, READY, DELIVERED, BURNT, DAMAGED = "allocated", "ready", "delivered", "burnt", "damaged"
-STATE_LETTERS = {ALLOCATED: ord("a"), READY: ord("r"), DELIVERED: ord("d"), BURNT: ord("b"), DAMAGED: ord("x")}
-STATE_OF_LETTER = {letter: state for state, letter in STATE_LETTERS.items()}
-_IS_DELIVERED = bytes(letter == STATE_LETTERS[DELIVERED] for letter in range(256))
-# Bundles; DAMAGED is shared
-HELD = "held"
-# Batches; READY is shared
-PENDING, ABANDONED, QUARANTINED = "pending", "abandoned", "quarantined"
+# Bundles. Their keys have stages of their own, of which `states` holds the letters.
+HELD, DAMAGED = "held", "damaged"
+# Batches
+PENDING, READY, ABANDONED, QUARANTINED = "pending", "ready", "abandoned", "quarantined"
+COMPROMISED = "compromised"
 # Segments; QUARANTINED and DAMAGED are shared
 WAITING, USABLE, SPENT = "waiting", "usable", "spent"
 KEYS_GREETINGS = "greeting"  # no pads: the key of the pair's Greetings
@@ -215,7 +214,7 @@ class Bundle(Record, frozen=True):
 
     number: int  # position of its first leaf; where it was allocated, the number of the request too
     state: str  # HELD, or DAMAGED as a whole
-    states: bytes
+    states: bytes  # as qkdnode.lifecycle.states.LETTERS
     far: bytes
     key_ids: bytes
     class_: str = msgspec.field(name="class")
@@ -254,17 +253,14 @@ class Bundle(Record, frozen=True):
         """The id of one key."""
         return self.key_ids[place * ID_BYTES : (place + 1) * ID_BYTES]
 
-    def places(self, state: str) -> list[int]:
-        """Where keys in a state are."""
-        letter = STATE_LETTERS[state]
-        return [place for place, held in enumerate(self.states) if held == letter]
+    def stage(self, place: int) -> Stage:
+        """Where one key stands."""
+        return STAGE_OF_LETTER[self.states[place]]
 
-    def with_states(self, places: Iterable[int], state: str) -> bytes:
-        """The states once the keys at these places have another."""
-        states = bytearray(self.states)
-        for place in places:
-            states[place] = STATE_LETTERS[state]
-        return bytes(states)
+    def places(self, *stages: Stage) -> list[int]:
+        """Where keys at some stages are."""
+        letters = [LETTERS[stage] for stage in stages]
+        return [place for place, letter in enumerate(self.states) if letter in letters]
 
     def bound(self, place: int) -> tuple[Any, ...]:
         """What the ciphertext of one key is bound to."""
@@ -279,9 +275,7 @@ def delivered_both(states: bytes, far: bytes) -> int:
 
 def outstanding(states: bytes, far: bytes) -> int:
     """How many keys at least one of both applications is still to get."""
-    return sum(states.count(STATE_LETTERS[state]) for state in (ALLOCATED, READY, DELIVERED)) - delivered_both(
-        states, far
-    )
+    return sum(map(states.count, _UNFINISHED)) - delivered_both(states, far)
 
 
 class PausedLink(Record, frozen=True):
@@ -367,6 +361,73 @@ class Notice(Record, frozen=True):
         return None
 
 
+class Scope(Record, frozen=True):
+    """What a compromise reaches: keys of the Batches from first to last, of one application or of all.
+
+    The rows of its keys are moved behind it, in the order of their Bundles.
+    """
+
+    table: ClassVar[str] = "scopes"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "scopes"
+
+    number: int  # position of its first leaf: Bundles of a higher number are made under it
+    link: str
+    first: bytes
+    last: bytes
+    application: str  # at either end; empty: all
+    reason: str
+    by: str
+    made_ns: int
+    reached: int  # the Bundle up to which rows are moved
+    keys: int  # moved so far
+    moving: int  # rows are left
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"scope/{self.link}/{self.number}"
+
+    def holds_batch(self, link: str, batch: bytes) -> bool:
+        """Whether it reaches a Batch, at least for some application."""
+        return self.link == link and self.first <= batch <= self.last
+
+
+class Tombstone(Record, frozen=True):
+    """An id that the neighbour has revoked before it was a key's here."""
+
+    table: ClassVar[str] = "tombstones"
+    key: ClassVar[tuple[str, ...]] = ("link", "key_id")
+    topic: ClassVar[str] = "keys"
+
+    link: str
+    key_id: bytes
+    reason: str
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"tombstone/{self.link}/{pseudonym(self.key_id)}"
+
+
+class Service(Record, frozen=True):
+    """Between which Batches a device has served a link."""
+
+    table: ClassVar[str] = "services"
+    key: ClassVar[tuple[str, ...]] = ("link", "serial")
+    topic: ClassVar[str] = "batches"
+
+    link: str
+    serial: str
+    first: bytes
+    last: bytes
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"service/{self.link}/{self.serial}"
+
+
 class KnownAlarm(Record, frozen=True):
     """An alarm about something; `first_ns` names its present episode."""
 
@@ -404,10 +465,14 @@ RECORDS: tuple[type[Record], ...] = (
     PeerRequest,
     Notice,
     PausedLink,
+    Scope,
+    Tombstone,
+    Service,
     KnownAlarm,
     AppliedPolicy,
 )
 _RESERVED = (
-    "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "alarm", "policy",
+    "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
+    "service", "alarm", "policy",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

@@ -329,7 +329,7 @@ class NeighbourOutbox(Request, frozen=True):
 
 
 class OutboxEntry(msgspec.Struct, frozen=True):
-    """One durable message to the neighbour (Allocate, Delivered or Cede), re-sent until journalled there."""
+    """One durable message to the neighbour (an allocation, delivery or revocation), re-sent until journalled there."""
 
     number: int
     message: Any

@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 PRAGMAS = (
     # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
@@ -86,6 +86,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_unsettled ON batches (link, batch) WHERE NOT usable AND state IN ('pending', 'ready');
 CREATE INDEX batches_unannounced ON batches (link, batch) WHERE usable AND NOT announced;
+CREATE INDEX batches_made ON batches (link, made_ns);
 
 CREATE TABLE chunks (
     link TEXT NOT NULL,
@@ -203,6 +204,49 @@ CREATE TABLE outbox (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, number)
+);
+
+CREATE INDEX outbox_revocations ON outbox (link, number) WHERE kind IN (60, 61);
+
+-- What a compromise reaches: no key of these Batches is released, whatever its row says.
+CREATE TABLE scopes (
+    number INTEGER PRIMARY KEY,
+    link TEXT NOT NULL,
+    first BLOB NOT NULL,
+    last BLOB NOT NULL,
+    application TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    by TEXT NOT NULL,
+    made_ns INTEGER NOT NULL,
+    reached INTEGER NOT NULL,
+    keys INTEGER NOT NULL,
+    moving INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+-- Ids that the neighbour has revoked and that were never a key's here: they become none.
+CREATE TABLE tombstones (
+    link TEXT NOT NULL,
+    key_id BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, key_id)
+);
+
+-- Between which Batches a device has served a link.
+CREATE TABLE services (
+    link TEXT NOT NULL,
+    serial TEXT NOT NULL,
+    first BLOB NOT NULL,
+    last BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, serial)
 );
 
 -- A numbered chain: `previous` is the digest of the record before, zeros in the first.

@@ -23,6 +23,7 @@ from typing_extensions import Buffer
 from qkdnode.errors import VaultDamagedError, VaultLockedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.root import KEY_BYTES, NONCE_BYTES, TAG_BYTES, RootKey
+from qkdnode.vault.rows import read_meta, read_rows
 
 EPOCH_NS = 86_400 * 10**9
 PSEUDONYM_BYTES = 16
@@ -184,11 +185,11 @@ class Sealing:
         if kek is not None:
             return kek
         purpose = b"KEK " + _canonical((link, epoch))
-        row = self._connection.execute(
-            "SELECT wrapped FROM keks WHERE link = ? AND epoch = ?", (link, epoch)
-        ).fetchone()
-        if row is not None:
-            kek = self._unwrap(purpose, row[0], f"key-encryption key of link {link!r}, epoch {epoch}")
+        name = f"key-encryption key of link {link!r}, epoch {epoch}"
+        statement = "SELECT wrapped FROM keks WHERE link = ? AND epoch = ?"
+        rows = read_rows(self._connection, (bytes,), f"the {name} in the vault", statement, link, epoch)
+        if rows:
+            kek = self._unwrap(purpose, rows[0][0], name)
         elif create:
             kek = self.draw(KEY_BYTES)
             wrapped = self._root.wrap(purpose, kek)
@@ -200,10 +201,10 @@ class Sealing:
 
     def _node_key(self, purpose: bytes) -> SecretBuffer:
         name = purpose.decode()
-        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        wrapped = read_meta(self._connection, name).get(name)
+        if wrapped is None:
             raise VaultDamagedError(f"the vault lacks its {name}: keep the file, start a new vault")
-        return self._unwrap(purpose, row[0], name)
+        return self._unwrap(purpose, wrapped, name)
 
     def _unwrap(self, purpose: bytes, wrapped: bytes, name: str) -> SecretBuffer:
         try:

@@ -14,13 +14,12 @@ from msgspec.structs import astuple, fields, replace
 
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
-from qkdnode.lifecycle.policy.decision import Decision, Standing
+from qkdnode.lifecycle.policy.decision import Case, Decision
 from qkdnode.lifecycle.policy.quotas import Allowance
+from qkdnode.lifecycle.states import LETTERS, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
 from qkdnode.vault.records import (
-    DAMAGED,
-    STATE_LETTERS,
     Bundle,
     Chunk,
     KnownAssociation,
@@ -29,6 +28,7 @@ from qkdnode.vault.records import (
     delivered_both,
 )
 from qkdnode.vault.requests import Commits, InForce
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -61,7 +61,7 @@ class KnownPolicy:
 
     def __init__(self) -> None:
         self.in_force: InForce | None = None
-        self.decisions: dict[Standing, Decision] = {}  # of the policy in force
+        self.decisions: dict[Case, Decision] = {}  # of the policy in force
         self.head: tuple[int, bytes] | None = None  # number and digest of the newest record, once all were verified
         self.damage = ""  # why the chain is not what was applied: found once in a run, and for good
         self.allowances: dict[str, Allowance] = {}  # by application
@@ -99,6 +99,7 @@ class Store:
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
+        self._every: dict[type[Record], list[Any]] = {}
 
     @property
     def now_ns(self) -> int:
@@ -138,6 +139,26 @@ class Store:
         self._associations.clear()
         self.policy.forget()
 
+    def every(self, record: type[R]) -> list[R]:
+        """All verified rows of a small table, read once until one of them changes. VaultDamagedError if one is missing.
+
+        For what must not be overlooked: each row must be there that the log has told of.
+        """
+        known = self._every.get(record)
+        if known is None:
+            known = self._every[record] = self.find(record, "true")
+            first = f"{record.table.removesuffix('s')}/"
+            told = self.scalar(
+                "SELECT count(DISTINCT subject) FROM leaves WHERE subject >= ? AND subject < ?", first, first[:-1] + "0"
+            )
+            if told > len(known):
+                del self._every[record]
+                raise VaultDamagedError(
+                    f"the vault lacks {told - len(known)} of its {record.table}, which its log has: nothing that needs "
+                    "them works; look for who wrote to the vault file, and restore it"
+                )
+        return known
+
     def find(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """All verified rows of a condition in SQL, ORDER BY and LIMIT included."""
         rows = self._rows(record, _statements(record).find + condition, values)
@@ -150,9 +171,10 @@ class Store:
                 raise self._put_back(row)
         return found
 
-    def scalar(self, statement: str, *values: Any) -> Any:
-        """The one value of a query that is no record's, such as a count."""
-        return self.connection.execute(statement, values).fetchall()[0][0]
+    def scalar(self, statement: str, *values: Any) -> int:
+        """The one number of a query that is no record's, such as a sum. VaultDamagedError if it adds up to none."""
+        ((number,),) = read_rows(self.connection, (int,), "what the vault counts", statement, *values)
+        return int(number)
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
@@ -190,6 +212,7 @@ class Store:
         row = replace(row, generation=generation, leaf=leaf, **changes)
         self._count(row, 1)
         mac = self.sealing.mac(row.table, astuple(row))
+        self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
         self.connection.execute(statement, (*changes.values(), generation, leaf, mac, *self._key(row)))
         return row
@@ -201,12 +224,14 @@ class Store:
 
     def insert(self, row: Record) -> None:
         """Insert a row that has its leaf, or needs none."""
+        self._every.pop(type(row), None)
         self._count(row, 1)
         values = astuple(row)
         self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
 
     def delete(self, row: Record) -> None:
         """Delete a row that was journalled, or needs not be."""
+        self._every.pop(type(row), None)
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
     def unseal(self, row: Chunk | Segment) -> SecretBuffer:
@@ -233,6 +258,7 @@ class Store:
     def forget(self) -> None:
         """Drop all that may have been rolled back."""
         self._associations.clear()
+        self._every.clear()
         self._counts.clear()
         self.policy.forget()
         self.sealing.forget()
@@ -242,9 +268,9 @@ class Store:
             self._count_keys(row.states, row.far, by)
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
-        for state, letter in STATE_LETTERS.items():
+        for stage, letter in LETTERS.items():
             if count := states.count(letter):
-                self._counts[state] += by * count
+                self._counts[stage.value] += by * count
         if both := delivered_both(states, far):
             self._counts[DELIVERED_BOTH] += by * both
 
@@ -309,7 +335,7 @@ class Store:
                 states, far = row[_STATES], row[_FAR]
                 if isinstance(states, bytes) and isinstance(far, bytes):
                     store._count_keys(states, far, -1)
-                    store._counts[DAMAGED] += len(states)
+                    store._counts[Stage.DAMAGED.value] += len(states)
             elif record.dropped:
                 store.connection.execute(_statements(record).delete, key)
             store.alarm("record.damaged", f"record/{name}"[:128], "set_aside", reason=what)

@@ -49,6 +49,7 @@ class AlarmCode(StrEnum):
     DISK_FULL = "DISK_FULL"
     VAULT = "VAULT"
     VAULT_DAMAGED = "VAULT_DAMAGED"
+    COMPROMISED = "COMPROMISED"
     CLOCK_STEP = "CLOCK_STEP"
     CONFIG = "CONFIG"
     POLICY = "POLICY"
@@ -171,6 +172,9 @@ KINDS: dict[AlarmCode, Kind] = {
     AlarmCode.VAULT: Kind(_MAJOR, _QUIET, "the vault refused a change: see the log"),
     AlarmCode.VAULT_DAMAGED: Kind(
         _CRITICAL, _PERSON, "a stored record is damaged and set aside: check the disk, restore nothing by hand"
+    ),
+    AlarmCode.COMPROMISED: Kind(
+        _CRITICAL, _PERSON, "others may know keys: see `qkdnode compromise`, stop what rests on them"
     ),
     AlarmCode.CLOCK_STEP: Kind(
         _WARNING, _PERSON, "the wall clock was set: times in the log jump there; check time synchronisation"

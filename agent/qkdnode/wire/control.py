@@ -132,6 +132,27 @@ class ShowKey(Request, frozen=True, kw_only=True, tag="keys show"):
     key_id: Block16
 
 
+class RevokeKeys(Request, frozen=True, kw_only=True, tag="keys revoke"):
+    """Take keys out of use at both ends, for a reason of KMIP. Answer: RevokedKeys."""
+
+    key_ids: Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=PAGE_MAX)]
+    reason: Code
+
+
+class CompromiseScope(Request, frozen=True, kw_only=True, tag="compromise"):
+    """Others may know keys: release none of them, at either end. Idempotent. Answer: ScopeList, of what it reaches."""
+
+    scope: Code  # link, peer, device, application, time-window
+    value: Subject | None = None  # its name; of a time window the link, none: all
+    reason: Code
+    from_ns: U64 = 0  # of a time window, on the node's wall clock
+    until_ns: U64 = 2**63 - 1
+
+
+class Scopes(Request, frozen=True, kw_only=True, tag="compromise list"):
+    """What was compromised, and how far the rows are moved. Answer: ScopeList."""
+
+
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Distil no more on a link until `Resume`, restarts included. Answer: Acted."""
 
@@ -198,6 +219,9 @@ AnyRequest: TypeAlias = (
     | Acknowledge
     | ListKeys
     | ShowKey
+    | RevokeKeys
+    | CompromiseScope
+    | Scopes
     | Pause
     | Resume
     | Shutdown
@@ -209,8 +233,8 @@ AnyRequest: TypeAlias = (
     | PolicyApply
 )
 REQUESTS: tuple[type[Request], ...] = (
-    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, PolicyShow, PolicyExplain, PolicyApply,
+    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Pause, Resume,
+    Shutdown, Reload, ExportBegin, ExportPage, PolicyShow, PolicyExplain, PolicyApply,
 )  # fmt: skip
 
 
@@ -298,7 +322,8 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
 
     number: int  # rising with allocation
     key_id: str  # UUID
-    state: str
+    state: str  # its stage at this node
+    kmip_state: str
     local: str
     remote: str
     link: str
@@ -312,6 +337,36 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
     delivered_ns: int | None  # here
     delivered_remote_ns: int | None
     ended_ns: int | None
+
+
+class RevokedKeys(Answer, frozen=True, kw_only=True):
+    """What became of the keys that were to be revoked, by their ids."""
+
+    revoked: tuple[str, ...]
+    already: tuple[str, ...]  # out of use before
+    unknown: tuple[str, ...]
+
+
+class ScopeEntry(Answer, frozen=True, kw_only=True):
+    """A range of Batches of one link whose keys are released no more."""
+
+    number: int
+    link: str
+    first: str
+    last: str
+    application: str | None  # at either end; None: all
+    reason: str
+    by: str  # an operator, or the neighbour's node
+    made_ns: int
+    keys: int  # moved so far
+    moving: bool
+    confirmed: bool  # by the neighbour
+
+
+class ScopeList(Answer, frozen=True, kw_only=True):
+    """Scopes, the oldest first."""
+
+    scopes: tuple[ScopeEntry, ...]
 
 
 class KeyPage(Answer, frozen=True, kw_only=True):
@@ -401,6 +456,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Acknowledge: Acted,
     ListKeys: KeyPage,
     ShowKey: KeyEntry,
+    RevokeKeys: RevokedKeys,
+    CompromiseScope: ScopeList,
+    Scopes: ScopeList,
     Pause: Acted,
     Resume: Acted,
     Shutdown: Acted,

@@ -338,6 +338,42 @@ class PadsGranted(Message, frozen=True):
     spans: Annotated[tuple[PadSpan, ...], Meta(max_length=64)]
 
 
+RevocationReason = Literal[
+    "unspecified",
+    "key-compromise",
+    "ca-compromise",
+    "affiliation-changed",
+    "superseded",
+    "cessation-of-operation",
+    "privilege-withdrawn",
+]
+
+
+class KeysRevoked(Message, frozen=True):
+    """These keys are out of use at the sender: the receiver follows, for those too that it has not heard of yet."""
+
+    notice: U64
+    reason: RevocationReason
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+    stages: Annotated[bytes, Meta(min_length=1, max_length=1024)]  # where each stands at the sender, a letter each
+
+
+class Compromised(Message, frozen=True):
+    """Others may know what these Batches gave: from now on neither end supplies a key of them, or cuts one."""
+
+    notice: U64
+    reason: Literal["key-compromise", "ca-compromise"]
+    first: BatchId
+    last: BatchId
+    application: Annotated[str, Meta(max_length=31)]  # at either end; empty: all
+
+
+class RevocationsWaiting(Message, frozen=True):
+    """So many revocations of the sender are not journalled at the receiver: until none is, it supplies no key."""
+
+    count: U32
+
+
 class Goodbye(Message, frozen=True):
     """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
 
@@ -400,6 +436,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(47, Paused, EITHER, Protection.VAULT, 4 * KIB),
     Kind(48, PadsWanted, EITHER, Protection.VAULT, 4 * KIB),
     Kind(49, PadsGranted, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(60, KeysRevoked, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(61, Compromised, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(62, RevocationsWaiting, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}

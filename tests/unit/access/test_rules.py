@@ -27,6 +27,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         MA: (False, DEFAULT_DENY),
     },
     Action.KEYS_READ: {OP: (True, COUNTED), SO: (True, COUNTED), AU: (True, COUNTED), MA: (False, DEFAULT_DENY)},
+    Action.KEYS_REVOKE: {
+        OP: (True, "keys-are-taken-out-of-use"),
+        SO: (True, "keys-are-taken-out-of-use"),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.LINK_PAUSE: {
         OP: (True, "links-are-run"),
         SO: (True, "a-suspect-link-is-stopped"),

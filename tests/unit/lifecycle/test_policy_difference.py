@@ -7,7 +7,7 @@ import pytest
 from policies import GOOD, good
 from test_policy_decision import some_document
 
-from qkdnode.lifecycle.policy.decision import Standing, standing
+from qkdnode.lifecycle.policy.decision import Case, standing
 from qkdnode.lifecycle.policy.difference import Kind, difference
 from qkdnode.lifecycle.policy.document import Document, parse
 
@@ -79,7 +79,7 @@ def test_every_field_of_a_class_and_an_application_is_compared() -> None:
 
 def allowed(document: Document) -> set[tuple[str, str, str, str, int]]:
     cases = itertools.product("abz", "rsz", "lmz", ("one", "two"), (8, 128, 256, 512, 65536))
-    return {case for case in cases if standing(document, Standing(*case)).allowed}
+    return {case for case in cases if standing(document, Case(*case)).allowed}
 
 
 def test_the_difference_is_empty_of_cases_exactly_if_no_case_changes() -> None:

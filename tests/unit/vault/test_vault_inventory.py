@@ -86,7 +86,7 @@ def test_an_unknown_key_or_state_is_an_error(stocked: Pair) -> None:
     assert stocked.alice.call(ShowKey(key_id=unknown)).key_id == unknown
     with pytest.raises(VaultError, match="holds no key"):
         stocked.bob.call(ShowKey(key_id=stocked.alice.call(ListKeys(local="billing")).keys[0].key_id))
-    with pytest.raises(LocalProtocolError, match="no state of a key"):
+    with pytest.raises(LocalProtocolError, match="no stage of a key"):
         stocked.alice.call(ListKeys(state="stolen"))
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 import msgspec
 
 from qkdnode.errors import PolicyError
-from qkdnode.lifecycle.policy.decision import RESERVED_NAMES, Standing, concerns, standing
+from qkdnode.lifecycle.policy.decision import RESERVED_NAMES, Case, concerns, standing
 from qkdnode.lifecycle.policy.document import (
     Application,
     Document,
@@ -289,8 +289,8 @@ def _about(
     return found
 
 
-def _case(application: str, remote: str, link: str, sizes: Sizes) -> Standing:
-    return Standing(application, remote, link, sizes.key_class, sizes.low)
+def _case(application: str, remote: str, link: str, sizes: Sizes) -> Case:
+    return Case(application, remote, link, sizes.key_class, sizes.low)
 
 
 def _bits(mask: int) -> Iterator[int]:

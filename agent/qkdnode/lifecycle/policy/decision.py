@@ -51,7 +51,7 @@ class Decision(msgspec.Struct, frozen=True):
     terms: KeyClass | None
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Case(msgspec.Struct, frozen=True):
     """What of a case does not change with time: who asks, for which class and size, over which path."""
 
     application: str
@@ -64,13 +64,13 @@ class Standing(msgspec.Struct, frozen=True):
 
 def decide(document: Document, facts: Facts) -> Decision:
     """The decision on one case."""
-    case = Standing(
+    case = Case(
         facts.application, facts.remote, facts.link, facts.key_class, facts.size_bits, facts.secrecy
     )  # fmt: skip
     return due(standing(document, case), now_ns=facts.now_ns, age_ns=facts.age_ns, peer_reachable=facts.peer_reachable)
 
 
-def standing(document: Document, case: Standing) -> Decision:
+def standing(document: Document, case: Case) -> Decision:
     """The decision as far as it does not change with time; `due` gives the rest."""
     terms = document.key_class(case.key_class)
     if terms is None:
@@ -124,7 +124,7 @@ def choose(
 
     If there is none, why not: by the first class on which anything but the default decides.
     """
-    cases = (Standing(application, remote, link, its.name, size_bits, secrecy) for its in document.classes)
+    cases = (Case(application, remote, link, its.name, size_bits, secrecy) for its in document.classes)
     return first_allowed(
         (due(standing(document, case), now_ns=now_ns) for case in cases),
         nothing_permits(application, remote, link, size_bits),
@@ -136,7 +136,7 @@ def nothing_permits(application: str, remote: str, link: str, size_bits: int) ->
     return f"no rule permits {application!r} keys of {size_bits} bits with {remote!r} over {link!r}"
 
 
-def concerns(document: Document, rule: Rule, case: Standing, terms: KeyClass, clearance: str) -> bool:
+def concerns(document: Document, rule: Rule, case: Case, terms: KeyClass, clearance: str) -> bool:
     """Whether a rule is about a case."""
     return (
         (rule.applications is None or case.application in rule.applications)
@@ -162,7 +162,7 @@ def document_digest(data: bytes) -> bytes:
     return hashlib.sha256(b"qkdnode policy document/1\0" + data).digest()
 
 
-def _broken(document: Document, terms: KeyClass, clearance: str, case: Standing) -> tuple[str, str] | None:
+def _broken(document: Document, terms: KeyClass, clearance: str, case: Case) -> tuple[str, str] | None:
     """The first standing term of the class that a permitted case does not meet."""
     if not document.dominates(clearance, terms.label):
         return LABEL, f"clearance {clearance} of {case.application!r} does not dominate the label {terms.label}"

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from qkdnode.lifecycle.policy.decision import Decision, Standing, standing
+from qkdnode.lifecycle.policy.decision import Case, Decision, standing
 from qkdnode.lifecycle.policy.document import Application, Document, KeyClass
 from qkdnode.lifecycle.policy.space import Group, Sizes, Space
 
@@ -50,7 +50,7 @@ def difference(before: Document, after: Document) -> tuple[Change, ...]:
 def _cases(before: Document, after: Document) -> Iterator[Change]:
     found: dict[tuple[Kind, Group, Group, Group, str, str, str], list[Sizes]] = {}
     for application, remote, link, sizes in Space([before, after]):
-        case = Standing(application.first, remote.first, link.first, sizes.key_class, sizes.low)
+        case = Case(application.first, remote.first, link.first, sizes.key_class, sizes.low)
         was, is_ = standing(before, case), standing(after, case)
         if was.allowed != is_.allowed:
             kind = Kind.ALLOWED if is_.allowed else Kind.DENIED
