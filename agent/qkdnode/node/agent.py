@@ -290,6 +290,7 @@ class Agent:
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
             may_release=self._may_release,
+            peer_reachable=self._is_current,
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -422,7 +423,16 @@ class Agent:
             )
 
     def _may_release(self, association: Association) -> bool:
-        """While the neighbour cannot be heard it may have revoked what waits here."""
+        """While the neighbour cannot be heard it may have revoked what waits here: some classes do not wait for that.
+
+        What it has begun to tell is always awaited.
+        """
+        link = self._links.get(association.source)
+        if link is None or link.link.is_open:
+            return self._is_current(association)
+        return self._policy.has_classes_that_do_not_wait
+
+    def _is_current(self, association: Association) -> bool:
         link = self._links.get(association.source)
         return link is not None and link.link.agreement.is_current
 

@@ -59,6 +59,13 @@ class NodePolicy:
         )
         return None if decision.allowed else f"{decision.reason} [rule {decision.rule}]"
 
+    @property
+    def has_classes_that_do_not_wait(self) -> bool:
+        """Whether keys of any class are released while the neighbour cannot be reached; the vault knows of which."""
+        return self._in_force is not None and any(
+            its.release_when_peer_unreachable for its in self._in_force.document.classes
+        )
+
     async def apply(self, request: PolicyApply, operators: Iterable[Operator], by: str) -> PolicyVersion:
         """Have a document applied that people have approved; in force when this returns."""
         people = tuple(

@@ -165,12 +165,12 @@ class Withheld(msgspec.Struct, frozen=True):
     decision: Decision
 
 
-def releasable(store: Store, chosen: Sequence[Chosen]) -> list[Chosen]:
+def releasable(store: Store, chosen: Sequence[Chosen], *, peer_reachable: bool = True) -> list[Chosen]:
     """Which of these keys may go out now. PolicyDeniedError, journalled, if none of them.
 
     Keys that are withheld stay what they are. They are counted at each attempt, and journalled once in a run.
     """
-    decisions = [(one, _at_release(store, one.bundle)) for one in chosen]
+    decisions = [(one, _at_release(store, one.bundle, peer_reachable)) for one in chosen]
     released = [one for one, decision in decisions if decision.allowed]
     withheld = [Withheld(one, decision) for one, decision in decisions if not decision.allowed]
     if withheld and not released:
@@ -182,19 +182,20 @@ def releasable(store: Store, chosen: Sequence[Chosen]) -> list[Chosen]:
 
 
 def is_released(store: Store, bundle: Bundle, places: list[int]) -> bool:
-    """Whether keys of a Bundle may go out now; if not, they are counted and journalled as withheld."""
-    decision = _at_release(store, bundle)
+    """Whether keys of a Bundle may go out, but for the peer; if not, they are counted and journalled as withheld."""
+    decision = _at_release(store, bundle, peer_reachable=True)
     if not decision.allowed:
         _note(store, [Withheld(Chosen(bundle, places), decision)])
     return decision.allowed
 
 
-def _at_release(store: Store, bundle: Bundle) -> Decision:
+def _at_release(store: Store, bundle: Bundle, peer_reachable: bool) -> Decision:
     association = store.get_association(bundle.association)
     if association is None:
         return first_allowed((), "the association of the key is unknown")
     decision = _decision(store, association, bundle.class_, bundle.size_bits)
-    return due(decision, now_ns=store.now_ns, age_ns=max(0, store.now_ns - bundle.allocated_ns))
+    age_ns = max(0, store.now_ns - bundle.allocated_ns)
+    return due(decision, now_ns=store.now_ns, age_ns=age_ns, peer_reachable=peer_reachable)
 
 
 def _note(store: Store, withheld: Sequence[Withheld]) -> None:

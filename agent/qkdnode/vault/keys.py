@@ -97,7 +97,7 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     ready = [one for one in ready if one.places and reach.scope_of_bundle(store, one.bundle) is None]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
-    ready = entitlements.releasable(store, ready)
+    ready = entitlements.releasable(store, ready, peer_reachable=request.peer_reachable)
     if len({one.bundle.size_bits for one in ready}) > 1:
         raise LocalProtocolError("keys of different sizes are not opened at once")
     known = {key_id.bytes: key_id for key_id in asked}

@@ -381,11 +381,13 @@ class OpenKeys(Request, frozen=True):
 
     Keys that are not READY, unknown ones, and those that the policy withholds, are left out; VaultError if none is
     left, PolicyDeniedError if the policy withholds all that are READY. AccessDeniedError, journalled, if any is meant
-    for another application. VaultDamagedError if some do not unseal: those are set aside, ask again.
+    for another application. VaultDamagedError if some do not unseal: those are set aside, ask again. Without the peer
+    only keys of classes that do not wait for it are opened.
     """
 
     key_ids: tuple[KeyId, ...]
     application: str
+    peer_reachable: bool = True
 
 
 class OpenedKeys(msgspec.Struct, frozen=True):

@@ -198,6 +198,21 @@ def test_keys_that_may_go_out_are_not_held_up_by_those_that_may_not(pair: Pair) 
     assert entitled(pair.alice).outstanding == 3  # the old ones are not waited for
 
 
+def test_without_the_neighbour_only_keys_of_classes_that_do_not_wait_for_it_go_out(pair: Pair) -> None:
+    pair.stock()
+    for terms, waits in (("", True), ("release_when_peer_unreachable = true", False)):
+        both(pair, policy(terms))
+        keys = pair.ready(pair.alice)
+        request = OpenKeys(key_ids=keys, application="payroll", peer_reachable=False)
+        if waits:
+            with pytest.raises(PolicyDeniedError, match="peer-unreachable"):
+                pair.alice.call(request)
+            assert opened(pair.alice, *keys) == keys
+        else:
+            pair.alice.call(request).material.release()
+        assert outbox(pair.alice)[-3:] == list(keys)
+
+
 def test_a_clock_that_goes_back_makes_no_key_older(pair: Pair) -> None:
     pair.stock()
     both(pair, policy("max_age_at_release_s = 5"))

@@ -27,9 +27,7 @@ def default_document(configured: Iterable[Configured]) -> Document:
     rules = []
     for number, its in enumerate(configured, 1):
         purpose: Any = its.purpose
-        terms = KeyClass(
-            name=its.key_class, label=LEVEL, purpose=purpose, release_when_peer_unreachable=True
-        )  # fmt: skip
+        terms = KeyClass(name=its.key_class, label=LEVEL, purpose=purpose)
         classes.setdefault(its.key_class, terms)
         rules.append(
             Rule(
