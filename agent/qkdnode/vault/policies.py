@@ -63,11 +63,13 @@ def current_policy(store: Store, request: CurrentPolicy) -> InForce:
 
 
 def show_policy(store: Store, request: ShowPolicy) -> PolicyVersion:
-    """ShowPolicy. The whole chain is verified, whatever was verified before."""
-    rows = _verified_chain(store)
+    """ShowPolicy. From the rows as they are now, whatever is kept of them."""
+    store.policy.forget()
     newest = in_force(store)
     wanted = newest.number if request.number is None else request.number
-    return _version(store, rows, wanted, newest)
+    if not 0 <= wanted <= newest.number:
+        raise PolicyError(f"there is no version {wanted} of the policy: the newest is {newest.number}")
+    return _version(store, _sound_row(store, wanted) if wanted else None, newest)
 
 
 def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
@@ -101,7 +103,7 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
     row = store.create(row, "policy.applied", **details)
     store.policy.forget()
     store.policy.head = None
-    return _version(store, [*rows, row], number, in_force(store))
+    return _version(store, row, in_force(store))
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def _newest(store: Store) -> InForce:
         rows = _verified_chain(store)
         return _in_force(store, rows[-1] if rows else None)
     number, digest = head
-    row = store.get(AppliedPolicy, number) if number else None
+    row = _sound_row(store, number) if number else None
     count = store.scalar("SELECT count(*) FROM policies")
     _demand(count == number and (_digest(row) if row else GENESIS) == digest, "a version is missing or was put back")
     _demand(store.journal.newest(policy_subject(number + 1)) is None, f"version {number + 1} was taken away")
@@ -141,29 +143,37 @@ def _sound_rows(store: Store) -> list[AppliedPolicy]:
         raise _damaged(str(damage.error)) from None
 
 
+def _sound_row(store: Store, number: int) -> AppliedPolicy:
+    try:
+        row = store.get(AppliedPolicy, number)
+    except Aftermath as damage:
+        raise _damaged(str(damage.error)) from None
+    if row is None:
+        raise _damaged(f"version {number} is missing")
+    return row
+
+
 def _in_force(store: Store, row: AppliedPolicy | None) -> InForce:
     if row is not None:
         return InForce(row.number, _digest(row), _parsed(row.document), row.document)
-    known = store.find_sound(KnownAssociation, "true ORDER BY number")
+    find = store.find if store.reading else store.find_sound  # who only reads sets no row aside
+    known = find(KnownAssociation, "true ORDER BY number")
     document = default_document(
         Configured(its.local, its.remote, its.source, its.class_, its.purpose) for its in known
     )  # fmt: skip
     return InForce(VERSION, GENESIS, document, render(document))
 
 
-def _version(store: Store, rows: list[AppliedPolicy], number: int, newest: InForce) -> PolicyVersion:
-    if number and not 1 <= number <= len(rows):
-        raise PolicyError(f"there is no version {number} of the policy: the newest is {len(rows)}")
-    row = rows[number - 1] if number else None
+def _version(store: Store, row: AppliedPolicy | None, newest: InForce) -> PolicyVersion:
     return PolicyVersion(
         node=store.node,
-        policy=newest if number == newest.number else _in_force(store, row),
+        policy=newest if row is not None and row.number == newest.number else _in_force(store, row),
         previous=row.previous if row else GENESIS,
         repeats=row.repeats if row else None,
         applied_ns=row.applied_ns if row else None,
         applied_by=row.applied_by if row else None,
         approvals=_approvals.decode(row.approvals) if row else (),
-        newest=len(rows),
+        newest=newest.number,
         newest_digest=newest.digest,
         withheld=dict(store.policy.withheld),
     )
