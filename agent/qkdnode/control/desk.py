@@ -383,6 +383,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         remote=key.association.remote,
         link=key.link,
         key_class=key.key_class,
+        policy=key.policy,
         size_bits=key.size_bits,
         batch=key.batch,
         half=key.half,

@@ -34,11 +34,12 @@ class NodePolicy:
     async def read(self) -> None:
         """At the start. A chain that is damaged keeps the node from giving keys, not from showing why."""
         try:
-            self._in_force = await self._ask(CurrentPolicy())
+            in_force: InForce = await self._ask(CurrentPolicy())
         except VaultError as error:
             self._alarm(AlarmCode.VAULT_DAMAGED, "policy", str(error))
         else:
-            self._log.info("policy in force", version=self._in_force.number)
+            self._in_force = in_force
+            self._log.info("policy in force", version=in_force.number)
 
     def refusal(self, association: Association, size_bits: int) -> str | None:
         """Why an application may not subscribe to keys of a configured association; None if it may.

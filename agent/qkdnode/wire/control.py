@@ -328,6 +328,7 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
     remote: str
     link: str
     key_class: str
+    policy: int  # the version of the policy that it was cut under
     size_bits: int
     batch: str
     half: str
