@@ -373,7 +373,7 @@ def test_no_key_material_reaches_the_files(pair: Pair) -> None:
 WORKER = """
 import sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parents[1])]
+sys.path.insert(0, sys.argv[2])
 from vaults import *
 from qkdnode.vault.requests import ReservePads
 end = End(Path(sys.argv[1]), ALICE)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-from approving import application_of, approvals
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
@@ -133,10 +132,14 @@ class End:
 
     def approvals(self, document: bytes, **changes: Any) -> tuple[bytes, ...]:
         """What people sign for its next policy, or for another."""
+        from approving import approvals  # beside tests/unit: benchmarks that use this module have not got it
+
         return approvals(self.call, NODES[self.role], self.now_ns, document, **changes)
 
     def apply(self, approved: bytes, /, **changes: Any) -> PolicyVersion:
         """Have a policy applied, approved by both; or something else asked under these approvals."""
+        from approving import application_of
+
         version: PolicyVersion = self.call(
             application_of(self.call, NODES[self.role], self.now_ns, approved, **changes)
         )
