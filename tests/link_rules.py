@@ -15,6 +15,7 @@ from qkdnode.vault.scopes import Compromise, FollowCompromise
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
     ACCEPTED,
+    DENIED,
     REFUSED,
     Allocate,
     BatchAnswer,
@@ -133,7 +134,7 @@ class Rules:
                 ids = set(_split(allocate.key_ids))
                 if answer == ACCEPTED:
                     self.cut[role] |= ids
-                elif answer == REFUSED:
+                elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
                 self._opened(role, key_id)

@@ -32,7 +32,7 @@ socket = "control/socket"
 MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OVER_CONTROL = {
     "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
-    "audit",
+    "audit", "policy",
 }  # fmt: skip
 
 

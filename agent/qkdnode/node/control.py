@@ -22,14 +22,16 @@ from qkdnode.errors import ConfigError, ControlError, VaultError
 from qkdnode.ids import ALICE
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.links import NodeLink, associate
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import Reading, compare, load_operators
 from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
+from qkdnode.vault.requests import PolicyVersion
 from qkdnode.watch.alarms import AlarmCode, AlarmState
-from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
+from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
 
 ALARMS_SHOWN = 64  # in a status; `alarms` gives all
 FAR_END = "the far end"
@@ -51,6 +53,9 @@ class ControlledNode(Protocol):
     def ask_to_stop(self) -> None: ...
     def reloading(self) -> AbstractContextManager[None]: ...
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None: ...
+    @property
+    def policy(self) -> NodePolicy: ...
+    def policy_changed(self) -> None: ...
 
 
 class NodeControl:
@@ -124,6 +129,7 @@ class NodeControl:
             resume=self.resume,
             shutdown=self.shutdown,
             reload=self.reload,
+            apply_policy=self.apply_policy,
         )
 
     # --- what is shown ---------------------------------------------------------------------------------------------
@@ -256,6 +262,12 @@ class NodeControl:
         )
         self._log.info("configuration reloaded", by=by, applied=reading.applied, needs_restart=reading.needs_restart)
         return Reloaded(applied=reading.applied, needs_restart=reading.needs_restart)
+
+    async def apply_policy(self, request: PolicyApply, by: str) -> PolicyVersion:
+        """Make an approved document the policy in force, and let everybody be asked anew whom it concerns."""
+        version = await self._node.policy.apply(request, self._operators, by)
+        self._node.policy_changed()
+        return version
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
