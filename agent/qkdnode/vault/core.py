@@ -23,6 +23,7 @@ from qkdnode.errors import (
 )
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import (
+    agility,
     alarms,
     allocations,
     batches,
@@ -64,6 +65,7 @@ for _module in (
     pauses,
     scopes,
     revocations,
+    agility,
 ):
     HANDLERS.update(_module.HANDLERS)
 

@@ -458,5 +458,7 @@ RESERVED_SUBJECTS = tuple(
         "tombstone",
         "service",
         "alarm",
+        "day",
+        "asset",
     )
 )
