@@ -34,6 +34,7 @@ class Action(StrEnum):
     NODE_SHUTDOWN = "node.shutdown"
     CONFIG_RELOAD = "config.reload"
     AUDIT_EXPORT = "audit.export"
+    INVENTORY_READ = "inventory.read"
 
 
 READS = frozenset(
@@ -44,6 +45,7 @@ READS = frozenset(
         Action.ALARMS_READ,
         Action.KEYS_READ,
         Action.AUDIT_EXPORT,
+        Action.INVENTORY_READ,
     }
 )  # nothing is changed by them
 
@@ -91,6 +93,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_READ}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
         "who runs, secures or audits the node sees which keys there are, never their bits",
+    ),
+    Rule(
+        "assets-are-accounted-for",
+        Effect.PERMIT,
+        frozenset({Action.INVENTORY_READ}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
+        "who runs, secures or audits the node sees what it consists of",
     ),
     Rule(
         "alarms-are-answered",

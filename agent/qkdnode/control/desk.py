@@ -50,6 +50,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Reload: Action.CONFIG_RELOAD,
     wire.ExportBegin: Action.AUDIT_EXPORT,
     wire.ExportPage: Action.AUDIT_EXPORT,
+    wire.Assets: Action.INVENTORY_READ,
+    wire.Algorithms: Action.INVENTORY_READ,
 }
 
 
@@ -255,6 +257,17 @@ class Desk:
         )
         return wire.LogPage(position=request.position, leaves=page.leaves, checkpoints=page.checkpoints)
 
+    async def _assets(self, request: wire.Assets, _: Operator) -> Answer:
+        found, unused = await self._port.assets()
+        chosen = [asset for asset in found if request.kind in (None, asset.kind)]
+        page = _fitting(chosen[request.after : request.after + request.limit])
+        until = request.after + len(page)
+        following = until if until < len(chosen) else None
+        return wire.AssetPage(assets=page, next=following, without_asset=unused)
+
+    async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
+        return await self._port.algorithms()
+
 
 HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
     wire.Status: Desk._status,
@@ -273,6 +286,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Reload: Desk._reload,
     wire.ExportBegin: Desk._export_begin,
     wire.ExportPage: Desk._export_page,
+    wire.Assets: Desk._assets,
+    wire.Algorithms: Desk._algorithms,
 }
 
 
@@ -292,6 +307,18 @@ def _particulars(request: Request) -> Details:
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
+
+
+def _fitting(assets: list[wire.Asset]) -> tuple[wire.Asset, ...]:
+    """As many of the first as fit an answer, at least one of them."""
+    page: list[wire.Asset] = []
+    left = wire.LOG_PAGE_BYTES
+    for asset in assets:
+        left -= len(wire.encode_answer(asset))
+        if left < 0 and page:
+            break
+        page.append(asset)
+    return tuple(page)
 
 
 def _scope(scope: scopes.ScopeState) -> wire.ScopeEntry:

@@ -555,13 +555,18 @@ def usable_by_applications(registry: Mapping[str, Algorithm] = ALGORITHMS) -> tu
     return tuple(sorted(row.id for row in registry.values() if row.for_keys))
 
 
+def uses_of(row: Algorithm, needs: Collection[Need]) -> tuple[str, ...]:
+    """What a node that has these needs uses an algorithm for."""
+    return tuple(use.what for use in row.uses if use.need is Need.ALWAYS or use.need in needs)
+
+
 def findings(
     needs: Collection[Need], day: str, registry: Mapping[str, Algorithm] = ALGORITHMS
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """What a node that has these needs uses and is disallowed on a day, and what is deprecated."""
     found: dict[Status, list[Finding]] = {status: [] for status in Status}
     for row in registry.values():
-        uses = tuple(use.what for use in row.uses if use.need is Need.ALWAYS or use.need in needs)
+        uses = uses_of(row, needs)
         if uses:
             status = status_of(row.id, day, registry)
             found[status].append(Finding(row.id, status, uses, row.replacement, row.disallowed_from))

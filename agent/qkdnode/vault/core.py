@@ -26,6 +26,7 @@ from qkdnode.vault import (
     agility,
     alarms,
     allocations,
+    assets,
     batches,
     extract,
     inventory,
@@ -66,6 +67,7 @@ for _module in (
     scopes,
     revocations,
     agility,
+    assets,
 ):
     HANDLERS.update(_module.HANDLERS)
 

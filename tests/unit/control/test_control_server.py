@@ -44,6 +44,8 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Reload: wire.Reload(),
     wire.ExportBegin: wire.ExportBegin(),
     wire.ExportPage: wire.ExportPage(position=0, size=5),
+    wire.Assets: wire.Assets(),
+    wire.Algorithms: wire.Algorithms(),
 }
 
 
