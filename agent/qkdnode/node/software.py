@@ -12,6 +12,7 @@ import re
 import ssl
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,7 @@ MAX_REQUIRES_CHARACTERS = 2000
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)(.*)$", re.DOTALL)
 _SHORT_LICENCE = 100  # a longer one is the text itself, not its name
 MISSING = b"missing"
+UNREADABLE = (metadata.PackageNotFoundError, OSError, ValueError, LookupError)
 
 
 def shown(text: str, most: int) -> str:
@@ -53,7 +55,7 @@ def _packages() -> Iterator[Asset]:
             yield _package(name, name in loaded)
         except metadata.PackageNotFoundError:
             continue  # it is required elsewhere: on another system, or by another Python
-        except (OSError, ValueError, LookupError) as error:
+        except UNREADABLE as error:
             # What a package says of itself may be damaged: that is to be seen, and no reason to end the node.
             details = {"unreadable": shown(repr(error), MAX_MARK_CHARACTERS)}
             yield Asset(kind=PACKAGE, name=shown(name, MAX_NAME_CHARACTERS), details=details)
@@ -109,10 +111,22 @@ def _platform() -> Iterator[Asset]:
 def _loaded() -> set[str]:
     """The packages of which something is loaded."""
     found = {OWN}
-    homes = metadata.packages_distributions()
-    for module in list(sys.modules):
-        found.update(_normal(name) for name in homes.get(module.partition(".")[0], ()))
-    return found
+    modules = {module.partition(".")[0] for module in list(sys.modules)}
+    for package in metadata.distributions():
+        try:
+            if modules & _tops(package):
+                found.add(_normal(_field(package, "Name")))
+        except UNREADABLE:
+            continue  # nobody can say what it holds; where it is required, it is told as unreadable
+    return found - {""}
+
+
+def _tops(package: metadata.Distribution) -> set[str]:
+    """The modules by which a package is imported."""
+    listed = package.read_text("top_level.txt")
+    if listed is not None:
+        return set(listed.split())
+    return {path.parts[0].partition(".")[0] for path in package.files or () if path.suffix in (".py", ".so")}
 
 
 def _required(name: str) -> set[str]:
@@ -122,11 +136,9 @@ def _required(name: str) -> set[str]:
     while waiting:
         name = waiting.pop()
         if name not in found:
-            try:
-                waiting.extend(_requirements(metadata.distribution(name)))
-            except (metadata.PackageNotFoundError, OSError, ValueError):
-                continue
             found.add(name)
+            with suppress(*UNREADABLE):
+                waiting.extend(_requirements(metadata.distribution(name)))
     return found
 
 
@@ -182,7 +194,7 @@ def _digest_over(files: Iterable[tuple[str, Path]]) -> str | None:
 def _digest(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.file_digest(file, hashlib.sha256).digest()
     except OSError:
         return MISSING
 
