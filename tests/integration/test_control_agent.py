@@ -81,6 +81,17 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert [key["local"] for key in shown["keys"]] == ["app-a"] * 3
     assert olga.answer("keys", "show", shown["keys"][0]["key_id"]) == shown["keys"][0]
 
+    inventory = anna.answer("inventory", "list")
+    assets = {(asset["kind"], asset["name"]): asset for asset in inventory["list"]}
+    assert {asset["version"] for (kind, _), asset in assets.items() if kind in ("module", "qrng")} == {"0.1.0"}
+    assert len(assets["package", "qkdnode"]["digest"]) == 64
+    assert inventory["unassigned"] == inventory["assets"] == len(assets)
+    assert "default-deny" in max_.run("inventory", "list", status=77)
+    for format_ in ("sbom", "cbom"):
+        anna.run("inventory", "export", site.directory / format_, "--format", format_)
+        assert json.loads((site.directory / format_).read_text())["specVersion"] == "1.6"
+    assert not [alarm for alarm in olga.answer("alarms")["alarms"] if alarm["code"] == "ASSET_CHANGED"]
+
     olga.run("pause", "line")
     bob.wait_for("Bob paused", lambda line: line.get("links", {}).get("line", {}).get("state") == "PAUSED")
     assert link(olga.answer("links"))["paused_by"] == "olga"
@@ -134,3 +145,14 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert not (site.directory / "alice.control" / "socket").exists()
     assert "no agent listens" in nora.run("status", status=69)
     assert site.audit_is_valid("alice")
+
+
+def test_an_agent_does_not_start_with_what_is_disallowed_and_says_what_instead(site: Site) -> None:
+    two_nodes(site)
+    site.configs["alice"]["algorithms"] = {"AES-256-GCM": {"status": "disallowed", "replacement": "ChaCha20-Poly1305"}}
+    alice = site.agent("alice")
+    assert alice.wait() == 78, alice.shown()
+    assert (
+        "AES-256-GCM (keys, stock and pads at rest; keys on the way to an application) is disallowed" in alice.shown()
+    )
+    assert not site.vault("alice").exists()
