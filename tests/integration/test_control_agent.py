@@ -1,16 +1,13 @@
 """A running agent driven through its control socket, by the commands that an operator has."""
 
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from agents import PATIENCE_S, Site, both_applications, two_nodes, wait_for_keys
+from agents import Operator, Site, both_applications, two_nodes, wait_for_keys
 
 from qkdnode.node.provision import provision_operator
 
@@ -19,40 +16,6 @@ from qkdnode.node.provision import provision_operator
 def site() -> Iterator[Site]:
     with Site() as made:
         yield made
-
-
-class Operator:
-    """`qkdnode COMMAND --config NODE.toml` as one operator."""
-
-    def __init__(self, site: Site, node: str, file: Path) -> None:
-        self._options = ["--config", str(site.directory / f"{node}.toml")]
-        self._environment = {**os.environ, "QKDNODE_OPERATOR": str(file)}
-
-    def run(self, *arguments: str | Path, status: int = 0) -> str:
-        """What a command says, which ends with this exit status."""
-        done = subprocess.run(
-            [sys.executable, "-m", "qkdnode", *map(str, arguments), *self._options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=self._environment,
-        )
-        assert done.returncode == status, f"{arguments}: {done.returncode}: {done.stdout}{done.stderr}"
-        return done.stdout if status == 0 else done.stderr
-
-    def answer(self, *arguments: str) -> Any:
-        """The one JSON object of a command."""
-        return json.loads(self.run(*arguments, "--json"))
-
-    def until(self, wanted: Callable[[Any], Any], *arguments: str) -> Any:
-        """Ask until the answer is as wanted."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not wanted(answer := self.answer(*arguments)):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.1)
-        return answer
 
 
 def link(answer: Any) -> Any:
