@@ -85,6 +85,7 @@ class Node:
         self.packages = (package(), package("msgspec"))
         self.fails_at: type[Any] | None = None
         self.text = TEXT
+        self.asked: list[type[Any]] = []
         self.task: asyncio.Task[None] | None = None
         self.start()
 
@@ -113,6 +114,7 @@ class Node:
         return self.packages
 
     async def ask(self, request: Any) -> Any:
+        self.asked.append(type(request))
         if self.fails_at is not None and isinstance(request, self.fails_at):
             raise DiskFullError("full")
         (outcome,) = self.core.group([request])
@@ -235,8 +237,10 @@ def test_an_alarm_stands_in_the_vault_before_the_change_is_noted(node: Node) -> 
     node.run()
     node.info = replace(firmware="1.4.3")
     node.restart()
+    node.asked.clear()
     node.fails_at = NoteAssets
     node.run()
+    assert node.asked.index(requests.RaiseAlarm) < node.asked.index(NoteAssets)
     stored = [alarm.about for alarm in node.core.group([requests.Alarms()])[0].value]
     assert "TX-1" in stored
     node.restart()  # as after a crash in between

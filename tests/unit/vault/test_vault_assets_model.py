@@ -17,7 +17,7 @@ MARKS = some.dictionaries(some.sampled_from(["version", "digest"]), some.sampled
 LOOKS = some.tuples(some.dictionaries(NAMES, MARKS), some.sets(NAMES), some.booleans())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.lists(LOOKS, min_size=1, max_size=8))
 def test_the_vault_tells_what_a_dictionary_would(looks: list[Look]) -> None:
     with tempfile.TemporaryDirectory() as folder:
