@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from qkdnode.access.approvals import approve, encode_approval
 from qkdnode.access.rules import Role
 from qkdnode.audit.events import AccessEvent
 from qkdnode.channel.operator import OwnOperator, load_operator
@@ -26,8 +27,11 @@ from qkdnode.ids import ALICE, Association, BatchId
 from qkdnode.lifecycle.algorithms import ALGORITHMS, Algorithm, Need, status_of
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.control import algorithm_entry
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.provision import provision_operator
 from qkdnode.vault import requests as ask
+from qkdnode.vault.policies import GENESIS, guarded_request
+from qkdnode.vault.requests import PolicyVersion
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.service import Vault
 from qkdnode.wire.control import (
@@ -41,6 +45,7 @@ from qkdnode.wire.control import (
     FromAgent,
     LinkStatus,
     NodeStatus,
+    PolicyApply,
     Reloaded,
     Request,
     Signed,
@@ -120,6 +125,8 @@ class Agent:
             "acknowledged_by": None,
             "advice": "check USB load and cable",
         }
+        self.policy: NodePolicy
+        self.operators: Operators
         self.reloaded: Reloaded | Exception = Reloaded(
             applied=("operator olga: changed",), needs_restart=("link alice-bob: changed",)
         )
@@ -137,6 +144,7 @@ class Agent:
             resume=self.resume,
             shutdown=self.shutdown,
             reload=self.reload,
+            apply_policy=self.apply_policy,
             assets=self.everything,
             algorithms=self.algorithms,
         )
@@ -212,7 +220,7 @@ class Agent:
         return AlgorithmList(
             day="2026-02-02",
             algorithms=tuple(map(_entry, ALGORITHMS.values())),
-            key_class="its",
+            key_classes={"its": (), "bulk": ("OTP", "AES-256-GCM")},
             keys={"ready": 3, "delivered": 120} if self.vault_answers else None,
         )
 
@@ -249,6 +257,10 @@ class Agent:
             raise self.reloaded
         return self.reloaded
 
+    async def apply_policy(self, request: PolicyApply, by: str) -> PolicyVersion:
+        self.done.append(("apply_policy", by))
+        return await self.policy.apply(request, self.operators, by)
+
     @staticmethod
     def _known(link: str) -> None:
         if link != LINK:
@@ -273,6 +285,13 @@ class ControlNode:
         publics = {name: provision_operator(name, directory) for name in OPERATORS}
         self.vault = _stocked_vault(directory)
         self.known = Operators(Operator(publics[name], frozenset({role})) for name, role in OPERATORS.items())
+        self.agent.policy = NodePolicy(
+            ask=self.ask,
+            alarm=lambda *told: None,
+            wall_ns=lambda: NOW_NS,
+            log=structlog.wrap_logger(structlog.ReturnLogger()),
+        )
+        self.agent.operators = self.known
         self.now_s = 1000.0
         self._ready = threading.Event()
         self._fault: BaseException | None = None
@@ -371,6 +390,15 @@ class ControlNode:
     def caller(self, name: str = "olga") -> "Caller":
         """A connection that says whatever a test wants."""
         return Caller(self, name)
+
+    def approved_policy(self, document: bytes) -> PolicyApply:
+        """A first policy with what olga and sven sign for it."""
+        request = guarded_request("alice", 1, GENESIS, document)
+        files = []
+        for name in ("olga", "sven"):
+            with load_operator(self.operators[name]) as operator:
+                files.append(encode_approval(approve(request, name, NOW_NS + 10**12, operator.sign)))
+        return PolicyApply(document=document, approvals=tuple(files))
 
     def break_config(self) -> None:
         """The next reload finds an error in the file."""

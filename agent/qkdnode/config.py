@@ -22,6 +22,8 @@ TopicPattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]  # and so finite, as every number must be
 UserId = Annotated[int, Meta(ge=0, lt=2**32)]
+Service = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f\x7f]{1,255}\Z")]  # a SAN of a certificate, a SPIFFE id
+Services = Annotated[tuple[Service, ...], Meta(max_length=16)]
 Backend = Literal["emulated", "libusb"]
 Label = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,64}\Z")]  # for people
 AssetKind = Literal[
@@ -107,6 +109,7 @@ class ApplicationSection(Section, frozen=True):
 
     name: Name
     public: str  # NAME.public, made by `qkdnode provision application`
+    services: Services = ()  # as which it is known: its keys are bound to them
 
 
 class ControlSection(Section, frozen=True):
@@ -238,6 +241,7 @@ class AssociationSection(Section, frozen=True):
     local: Name
     remote: Name
     link: Name
+    remote_services: Services = ()  # the `services` that the far end's configuration gives to `remote`
 
 
 class AlarmsSection(Section, frozen=True):

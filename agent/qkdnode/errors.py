@@ -148,6 +148,32 @@ class OutOfStockError(VaultError):
     code = "OUT_OF_STOCK"
 
 
+class PolicyDeniedError(VaultError):
+    """The policy refuses; `rule` names the rule, and the message says why."""
+
+    code = "POLICY_DENIED"
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(f"{reason} [rule {rule}]")
+        self.rule = rule
+
+
+class PolicyError(QkdnodeError):
+    """A policy document, or a change of policy, cannot be; the message names the place."""
+
+    code = "POLICY"
+
+
+class ApprovalError(QkdnodeError):
+    """Approvals do not count; `refusal` names why."""
+
+    code = "APPROVAL"
+
+    def __init__(self, refusal: str, reason: str) -> None:
+        super().__init__(f"{reason} [{refusal}]")
+        self.refusal = refusal
+
+
 class SupplyError(QkdnodeError):
     """The supply of keys to an application failed."""
 

@@ -1,13 +1,15 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, operators, subscribers, supplies, vault_files
+from fuzz import audits, devices, files, kernels, links, operators, policies, subscribers, supplies, vault_files
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
+    ApprovalError,
     AuditError,
     AuthenticationError,
     ConfigError,
     DeviceError,
+    PolicyError,
     ProtocolError,
     QkdnodeError,
     RemoteProtocolError,
@@ -275,6 +277,26 @@ TARGETS: tuple[Target, ...] = (
         modules=("qkdnode.node.provision",),
         decoders=("node.provision.load_pair",),
         cost=3,
+    ),
+    Target(
+        name="file/policy",
+        run=policies.take_policy,
+        seeds=policies.policy_seeds,
+        mutators=(as_toml, as_toml, as_toml, as_bytes),
+        allowed=(PolicyError,),
+        modules=("qkdnode.lifecycle.policy.document", "qkdnode.lifecycle.policy.check"),
+        decoders=("lifecycle.policy.document.parse",),
+        cost=30,
+    ),
+    Target(
+        name="file/approvals",
+        run=policies.take_approvals,
+        seeds=policies.approval_seeds,
+        mutators=(as_json, as_json, as_bytes),
+        allowed=(ApprovalError,),
+        modules=("qkdnode.access.approvals",),
+        decoders=("access.approvals.decode_approval",),
+        cost=5,
     ),
     # The audit log
     Target(

@@ -21,9 +21,9 @@ from fuzz.engine import Violation
 from fuzz.files import IN_MEMORY
 from fuzz.mutation import as_msgpack, pack
 from qkdnode.errors import QkdnodeError, VaultError
-from qkdnode.ids import PROVISIONED, KeyId
+from qkdnode.ids import PROVISIONED, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import agility, assets, extract, inventory, pauses
+from qkdnode.vault import agility, assets, extract, inventory, pauses, revocations, scopes
 from qkdnode.vault import requests as ask
 from qkdnode.vault.export_reader import export_audit
 from qkdnode.wire.messages import PadSpan
@@ -68,6 +68,8 @@ def pristine() -> Pristine:
             code="QBER_HIGH", about=LINK, severity="warning", detail="5 %", first_ns=1, last_ns=2, occurrences=1
         )
     )
+    pair.alice.associate(Association("other", "far", LINK))
+    pair.alice.call(scopes.Compromise(kind="application", value="other", reason="key-compromise", by="olga"))
     pair.allocate(pair.bob, 1)
     pair.exchange()
     pair.allocate(pair.alice, 1)
@@ -210,6 +212,10 @@ def _requests(keys: Iterable[KeyId]) -> tuple[Any, ...]:
         ask.LogHead(),
         pauses.Pauses(),
         pauses.ResumeLink(link=LINK, by="olga"),
+        scopes.Scopes(),
+        scopes.MoveRows(),
+        revocations.RevocationsUnconfirmed(link=LINK),
+        revocations.RevokeKeys(key_ids=tuple(keys)[1:2], reason="key-compromise", by="olga"),
         _assets("1.0.1"),
         agility.RootMethod(),
         agility.LatestDay(),

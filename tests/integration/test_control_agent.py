@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import Operator, Site, both_applications, two_nodes, wait_for_keys
+from agents import Operator, Site, both_applications, keys, two_nodes, wait_for_keys
+from click.testing import CliRunner, Result
 
+from qkdnode.cli.main import group
 from qkdnode.node.provision import provision_operator
 
 
@@ -108,6 +111,57 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert not (site.directory / "alice.control" / "socket").exists()
     assert "no agent listens" in nora.run("status", status=69)
     assert site.audit_is_valid("alice")
+
+
+POLICY = """
+format = "qkdnode-policy/1"
+levels = ["open"]
+[[class]]
+name = "bulk"
+label = "open"
+purpose = "bulk-encryption"
+max_age_at_release_s = 600
+[[rule]]
+name = "everybody"
+effect = "permit"
+"""
+
+
+def command(site: Site, node: str, operator: Path, *arguments: str | Path) -> Result:
+    """A command in this process: it starts at once."""
+    options = ["--config", str(site.directory / f"{node}.toml"), "--as", str(operator)]
+    return CliRunner().invoke(group, [*map(str, arguments), *options])
+
+
+def test_agents_keep_serving_while_their_policy_is_switched(site: Site) -> None:
+    two_nodes(site)
+    people = {
+        node: [
+            site.operator(f"{name}-{node}", node, role) for name, role in (("o", "operator"), ("s", "security-officer"))
+        ]
+        for node in ("alice", "bob")
+    }
+    agents = [site.agent(node) for node in people]
+    app_a, app_b = both_applications(site)
+    wait_for_keys(app_a, 10)
+    file = site.directory / "policy.toml"
+    file.write_text(POLICY)
+    for (node, files), agent in zip(people.items(), agents, strict=True):
+        approvals = [site.directory / f"{path.stem}.approval" for path in files]
+        for person, approval in zip(files, approvals, strict=True):
+            assert command(site, node, person, "policy", "approve", file, "--out", approval).exit_code == 0
+        given = [argument for approval in approvals for argument in ("--approval", approval)]
+        assert "[too-few]" in str(command(site, node, files[0], "policy", "apply", file, *given[:2]).exception)
+        applied = command(site, node, files[0], "policy", "apply", file, *given)
+        assert "version 1 of the policy is in force" in applied.output
+        if node == "alice":  # until bob has it too the ends do not agree, and say so
+            agent.wait_for("alarm POLICY", lambda line: line.get("code") == "POLICY")
+    delivered = "SELECT number FROM bundles WHERE class = 'bulk' AND policy = 1 AND delivered_ns IS NOT NULL"
+    for node in people:
+        site.wait_for_row(node, "key of the new class that its application has", delivered)
+    wait_for_keys(app_b, 10)
+    here, there = keys(app_a), keys(app_b)
+    assert all(digest == there.get(key_id, digest) for key_id, digest in here.items())
 
 
 def test_an_agent_does_not_start_with_what_is_disallowed_and_says_what_instead(site: Site) -> None:

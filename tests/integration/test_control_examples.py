@@ -29,7 +29,7 @@ socket = "control/socket"
 """
 OVER_CONTROL = {
     "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
-    "audit",
+    "audit", "policy",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,13 +21,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from virtual_disk import VirtualDisk
 
 from qkdnode.errors import QkdnodeError
-from qkdnode.ids import ALICE, BOB, Association, BatchId, other_role
+from qkdnode.ids import ALICE, BOB, Association, BatchId, binding_digest, other_role
+from qkdnode.lifecycle.policy.builtin import Configured, default_document
+from qkdnode.lifecycle.policy.decision import terms_digest
 from qkdnode.lifecycle.reasons import Reason
 from qkdnode.lifecycle.states import STAGES, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
+from qkdnode.vault.entitlements import Allotment
 from qkdnode.vault.journal import Mark
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.root import CredentialFile
@@ -330,9 +334,14 @@ class End:
         return []
 
 
+@cache
 def allocation() -> Allocate:
     """Alice's one request."""
-    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes)
+    (terms,) = default_document([Configured(HERE.local, HERE.remote, LINK, "qkd", "t")]).classes
+    applications = (HERE.local, HERE.remote)
+    binding = binding_digest(nodes=(NODES[ALICE], NODES[BOB]), applications=applications, source=LINK, purpose="t")
+    agreed = Allotment("qkd", 0, terms_digest(terms), binding).agreed
+    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed)
 
 
 _RECEIPTS: dict[int, Token] = {}

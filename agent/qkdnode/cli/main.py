@@ -18,6 +18,7 @@ COMMANDS = {
     "inventory": "Show what a node consists of, and export it.",
     "keys": "Show which keys there are, never their bits, and revoke them.",
     "links": "Show what every link does.",
+    "policy": "Look at, approve and change what keys are for.",
     "pause": "Distil no more on a link.",
     "reload": "Have an agent read its configuration anew.",
     "resume": "Distil again on a link.",

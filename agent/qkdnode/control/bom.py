@@ -75,9 +75,13 @@ def cryptography_bom(node: str, assets: Iterable[Asset], registry: AlgorithmList
     bom = _bom(root, time, serial)
     algorithms = {row.id: _algorithm(row, registry.day) for row in registry.algorithms}
     modules = [_component(asset) for asset in known if asset.kind == "crypto-module"]
-    keys = [_keys(registry.key_class, stage, count) for stage, count in sorted((registry.keys or {}).items())]
-    bom.components = [*algorithms.values(), *modules, *keys]
+    keys = [_keys(f"stage/{stage}", {"stage": stage, "count": str(count)}) for stage, count in _counts(registry)]
+    classes = {name: _keys(f"class/{name}", {"class": name}) for name in registry.key_classes}
+    bom.components = [*algorithms.values(), *modules, *keys, *classes.values()]
     bom.register_dependency(root, [algorithms[row.id] for row in registry.algorithms if row.uses] + modules)
+    for name, component in classes.items():
+        allowed = [algorithms[id_] for id_ in registry.key_classes[name] if id_ in algorithms]
+        bom.register_dependency(component, allowed)
     return _text(bom)
 
 
@@ -196,12 +200,17 @@ def _parameter_set(id_: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def _keys(key_class: str, stage: str, count: int) -> Component:
+def _counts(registry: AlgorithmList) -> list[tuple[str, int]]:
+    return sorted((registry.keys or {}).items())
+
+
+def _keys(which: str, told: Mapping[str, str]) -> Component:
+    """Keys of a class of the policy, or at a stage of their life."""
     return Component(
         type=ComponentType.CRYPTOGRAPHIC_ASSET,
-        name=f"keys of class {key_class}, {stage}",
-        bom_ref=f"keys/{key_class}/{stage}",
-        properties=_named({"class": key_class, "stage": stage, "count": str(count)}),
+        name=f"keys, {which.replace('/', ' ')}",
+        bom_ref=f"keys/{which}",
+        properties=_named(told),
         crypto_properties=CryptoProperties(
             asset_type=CryptoAssetType.RELATED_CRYPTO_MATERIAL,
             related_crypto_material_properties=RelatedCryptoMaterialProperties(

@@ -20,7 +20,10 @@ from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
+from qkdnode.ids import Association
+from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import extract, inventory, revocations, scopes
+from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
 
@@ -50,6 +53,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Reload: Action.CONFIG_RELOAD,
     wire.ExportBegin: Action.AUDIT_EXPORT,
     wire.ExportPage: Action.AUDIT_EXPORT,
+    wire.PolicyShow: Action.POLICY_READ,
+    wire.PolicyExplain: Action.POLICY_READ,
+    wire.PolicyApply: Action.POLICY_APPLY,
     wire.Assets: Action.INVENTORY_READ,
     wire.Algorithms: Action.INVENTORY_READ,
 }
@@ -257,6 +263,55 @@ class Desk:
         )
         return wire.LogPage(position=request.position, leaves=page.leaves, checkpoints=page.checkpoints)
 
+    async def _policy_show(self, request: wire.PolicyShow, _: Operator) -> Answer:
+        return self._shown(await self._ask(ShowPolicy(number=request.number)))
+
+    async def _policy_explain(self, request: wire.PolicyExplain, _: Operator) -> Answer:
+        explained: Explanation = await self._ask(
+            ExplainPolicy(
+                association=Association(request.application, request.remote, request.link),
+                size_bits=request.size_bits,
+                key_class=request.key_class,
+            )
+        )
+        decision = explained.decision
+        return wire.PolicyExplained(
+            policy=explained.policy,
+            allowed=decision.allowed,
+            rule=decision.rule,
+            reason=decision.reason,
+            key_class=None if decision.terms is None else decision.terms.name,
+            terms=None if decision.terms is None else msgspec.to_builtins(decision.terms),
+            clearance=explained.clearance,
+            quotas=None if explained.quotas is None else msgspec.to_builtins(explained.quotas),
+            configured=explained.configured,
+        )
+
+    async def _policy_apply(self, request: wire.PolicyApply, operator: Operator) -> Answer:
+        return self._shown(await self._port.apply_policy(request, operator.name))
+
+    def _shown(self, version: PolicyVersion) -> wire.PolicyShown:
+        policy = version.policy
+        return wire.PolicyShown(
+            node=version.node,
+            number=policy.number,
+            in_force=policy.number == version.newest,
+            digest=policy.digest.hex(),
+            previous=version.previous.hex(),
+            document_digest=document_digest(policy.text).hex(),
+            document=policy.text.decode(),
+            repeats=version.repeats,
+            applied_ns=version.applied_ns,
+            applied_by=version.applied_by,
+            approvals=tuple(
+                wire.PolicyApproval(operator=one.approval.operator, role=one.role, expires_ns=one.approval.expires_ns)
+                for one in version.approvals
+            ),
+            newest=version.newest,
+            newest_digest=version.newest_digest.hex(),
+            withheld=version.withheld,
+        )
+
     async def _assets(self, request: wire.Assets, _: Operator) -> Answer:
         found, unused = await self._port.assets()
         chosen = [asset for asset in found if request.kind in (None, asset.kind)]
@@ -286,6 +341,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Reload: Desk._reload,
     wire.ExportBegin: Desk._export_begin,
     wire.ExportPage: Desk._export_page,
+    wire.PolicyShow: Desk._policy_show,
+    wire.PolicyExplain: Desk._policy_explain,
+    wire.PolicyApply: Desk._policy_apply,
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
 }
@@ -300,6 +358,11 @@ def _particulars(request: Request) -> Details:
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
+        case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
+            what: Details = {"approvals": len(approvals)}
+            return what | ({"document": document_digest(document).hex()} if repeats is None else {"repeats": repeats})
+        case wire.PolicyExplain(application=local, remote=remote):
+            return {"local": local, "remote": remote}
         case wire.RevokeKeys(key_ids=key_ids, reason=reason):
             return {"keys": len(key_ids), "reason": reason}
         case wire.CompromiseScope(scope=scope, value=value, reason=reason):
@@ -347,6 +410,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         remote=key.association.remote,
         link=key.link,
         key_class=key.key_class,
+        policy=key.policy,
         size_bits=key.size_bits,
         batch=key.batch,
         half=key.half,

@@ -214,9 +214,12 @@ ROWS: tuple[Algorithm, ...] = (
         functions=("digest",),
         uses=(
             Use(
-                "tree of the audit log, bindings of keys, names in transcripts",
+                "tree of the audit log, bindings of keys, names in transcripts, digests of policies",
                 Need.ALWAYS,
-                ("audit:hashlib.sha256", "ids:hashlib.sha256", "vault:hashlib.sha256", "vault:SHA256"),
+                (
+                    "audit:hashlib.sha256", "ids:hashlib.sha256", "lifecycle:hashlib.sha256", "vault:hashlib.sha256",
+                    "vault:SHA256",
+                ),
             ),
             Use("digests of loaded software", Need.ALWAYS, ("node:hashlib.sha256",)),
             Use("comparison of keys for a display", Need.COMMAND, ("cli:hashlib.sha256",)),
@@ -290,6 +293,7 @@ ROWS: tuple[Algorithm, ...] = (
         functions=("sign", "verify"),
         uses=(
             Use("checkpoints of the audit log", Need.ALWAYS, ("audit:Ed25519PublicKey",)),
+            Use("approvals of policies", Need.ALWAYS, ("vault:Ed25519PublicKey",)),
             Use(
                 "identities of nodes, applications and operators",
                 Need.ALWAYS,

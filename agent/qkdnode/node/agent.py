@@ -27,6 +27,7 @@ from qkdnode.node.assets import Assets
 from qkdnode.node.control import NodeControl
 from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
@@ -88,6 +89,7 @@ class Agent:
         self._manager = ServiceManager(None, None)  # only a process of its own has one
         self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
         self._refusals = Throttle(burst=10, per_s=0.1)
+        self._policy = NodePolicy(ask=self.ask, alarm=self._recorder.alarm, wall_ns=world.wall_ns, log=self._log)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -284,6 +286,7 @@ class Agent:
             public_key=base64.b64decode(identity.public.ed25519),
         )
         await self._recorder.open()
+        await self._policy.read()
 
     def _root_source(self) -> RootSource:
         source = self._config.node.root_key
@@ -307,6 +310,7 @@ class Agent:
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
             may_release=self._may_release,
+            peer_reachable=self._is_current,
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -402,6 +406,18 @@ class Agent:
         finally:
             self._manager.ready(self._watching.status())
 
+    @property
+    def policy(self) -> NodePolicy:
+        """The policy in force."""
+        return self._policy
+
+    def policy_changed(self) -> None:
+        """A new one is in force: subscriptions that it does not let be end, and keys that it lets go are sent."""
+        if self._supply is not None:
+            self._supply.review()
+        for link in self._links.values():
+            link.link.agreement.wake()
+
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None:
         """Take over what of a configuration takes effect at once: applications and their associations."""
         self._config, self._applications = config, applications
@@ -427,7 +443,7 @@ class Agent:
         known = {(entry.local, entry.remote, entry.link) for entry in self._config.association}
         if (association.local, association.remote, association.source) not in known:
             return "no association between these applications is configured"
-        return None
+        return self._policy.refusal(association, size_bits)
 
     def _on_subscription(self, state: SubscriptionState) -> None:
         link = self._links.get(state.association.source)
@@ -437,7 +453,16 @@ class Agent:
             )
 
     def _may_release(self, association: Association) -> bool:
-        """While the neighbour cannot be heard it may have revoked what waits here."""
+        """While the neighbour cannot be heard it may have revoked what waits here: some classes do not wait for that.
+
+        What it has begun to tell is always awaited.
+        """
+        link = self._links.get(association.source)
+        if link is None or link.link.is_open:
+            return self._is_current(association)
+        return self._policy.has_classes_that_do_not_wait
+
+    def _is_current(self, association: Association) -> bool:
         link = self._links.get(association.source)
         return link is not None and link.link.agreement.is_current
 

@@ -24,13 +24,15 @@ from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, use
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.algorithms import AlgorithmWatch
 from qkdnode.node.assets import Assets
-from qkdnode.node.links import KEY_CLASS, NodeLink, associate
+from qkdnode.node.links import NodeLink, associate
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import Reading, compare, load_operators
 from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
+from qkdnode.vault.requests import PolicyVersion
 from qkdnode.watch.alarms import AlarmCode, AlarmState
 from qkdnode.wire.control import (
     AlgorithmEntry,
@@ -39,6 +41,7 @@ from qkdnode.wire.control import (
     DeviceStatus,
     LinkStatus,
     NodeStatus,
+    PolicyApply,
     Reloaded,
 )
 
@@ -66,6 +69,9 @@ class ControlledNode(Protocol):
     def ask_to_stop(self) -> None: ...
     def reloading(self) -> AbstractContextManager[None]: ...
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None: ...
+    @property
+    def policy(self) -> NodePolicy: ...
+    def policy_changed(self) -> None: ...
 
 
 class NodeControl:
@@ -139,6 +145,7 @@ class NodeControl:
             resume=self.resume,
             shutdown=self.shutdown,
             reload=self.reload,
+            apply_policy=self.apply_policy,
             assets=self.assets,
             algorithms=self.algorithms,
         )
@@ -222,7 +229,7 @@ class NodeControl:
             algorithms=tuple(
                 algorithm_entry(row, status_of(row.id, day, watch.registry), needs) for row in watch.registry.values()
             ),
-            key_class=KEY_CLASS,
+            key_classes=self._node.policy.classes,
             keys=None if vault is None else vault.keys,
         )
 
@@ -291,6 +298,12 @@ class NodeControl:
         )
         self._log.info("configuration reloaded", by=by, applied=reading.applied, needs_restart=reading.needs_restart)
         return Reloaded(applied=reading.applied, needs_restart=reading.needs_restart)
+
+    async def apply_policy(self, request: PolicyApply, by: str) -> PolicyVersion:
+        """Make an approved document the policy in force, and let everybody be asked anew whom it concerns."""
+        version = await self._node.policy.apply(request, self._operators, by)
+        self._node.policy_changed()
+        return version
 
     # --- parts -----------------------------------------------------------------------------------------------------
 

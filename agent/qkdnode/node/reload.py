@@ -89,7 +89,11 @@ def compare(
         applied += _changes("association", _by_pair(running.association), _by_pair(changed["association"]))
         waiting += [f"association {_pair(entry)}" for entry in read.association if entry.link not in links]
     config = msgspec.structs.replace(running, **changed)
-    new = tuple(entry for entry in config.association if entry not in running.association)
+    services = {its.name: its.services for its in running.application}
+    known_otherwise = {its.name for its in config.application if services.get(its.name) != its.services}
+    new = tuple(
+        entry for entry in config.association if entry not in running.association or entry.local in known_otherwise
+    )
     return Reading(config, new_operators, applications, new, tuple(applied), tuple(waiting))
 
 

@@ -19,7 +19,6 @@ from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
     KEYS_PER_BUNDLE,
-    POLICY_VERSION,
     Bundle,
     KnownAssociation,
     outstanding,
@@ -54,6 +53,9 @@ class Cut(msgspec.Struct, frozen=True):
     offset_bits: int
     size_bits: int
     key_ids: bytes
+    key_class: str
+    policy: int
+    binding: bytes
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -94,13 +96,13 @@ def make(
         states=states,
         far=far,
         key_ids=cut.key_ids,
-        class_=association.class_,
+        class_=cut.key_class,
         association=association.number,
         application=association.local,
         link=cut.link,
-        binding=association.binding,
+        binding=cut.binding,
         agent=store.node,
-        policy=POLICY_VERSION,
+        policy=cut.policy,
         size_bits=cut.size_bits,
         batch=cut.batch,
         half=cut.half,
@@ -132,6 +134,8 @@ def make(
         "batch": str(unpack_batch(cut.batch)),
         "offset": cut.offset_bits,
         "bits": cut.size_bits,
+        "class": cut.key_class,
+        "policy": cut.policy,
     }
     return store.create(row, f"key.{stage}", "done", ids, **details)
 

@@ -28,6 +28,7 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    entitlements,
     extract,
     inventory,
     keys,
@@ -35,6 +36,7 @@ from qkdnode.vault import (
     log,
     outbox,
     pauses,
+    policies,
     revocations,
     schema,
     scopes,
@@ -53,22 +55,9 @@ _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
-    links,
-    segments,
-    batches,
-    allocations,
-    keys,
-    outbox,
-    alarms,
-    log,
-    inventory,
-    extract,
-    pauses,
-    scopes,
-    revocations,
-    agility,
-    assets,
-):
+    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
+    policies, entitlements, agility, assets,
+):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
 
@@ -198,7 +187,7 @@ class VaultCore:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
         if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
-            with suppress(Aftermath):
+            with suppress(Aftermath), self._store.only_reading():
                 return _read(self._store, request)
         mark = self._store.journal.mark()
         self._connection.execute("SAVEPOINT request")

@@ -9,7 +9,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import segments
+from qkdnode.vault import segments, stock
 from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
@@ -33,10 +33,6 @@ _COUNTS = "SELECT name, value FROM counts"
 # As bytes: a state that somebody wrote there is shown as it is, and keeps no other from being counted.
 _BATCHES = "SELECT ifnull(CAST(state AS BLOB), x''), count(*) FROM batches GROUP BY 1"
 NAMES = ("to", "local", "remote")  # details of access events that name applications
-_STOCK = """
-SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
-WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
-"""
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
@@ -110,8 +106,8 @@ def status(store: Store, request: Status) -> VaultStatus:
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={state: n for state, n in counts.items() if n},
-        stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
-        stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
+        stock_bits_own={link.link: stock.usable_bits(store, link.link, link.role) for link in links},
+        stock_bits_peer={link.link: stock.usable_bits(store, link.link, other_role(link.role)) for link in links},
         batches={
             state.decode("utf-8", "replace"): count
             for state, count in read_rows(store.connection, (bytes, int), "a state of Batches in the vault", _BATCHES)
@@ -127,10 +123,6 @@ def status(store: Store, request: Status) -> VaultStatus:
 def alive(store: Store, request: Alive) -> None:
     """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
     store.scalar("PRAGMA schema_version")
-
-
-def _stock(store: Store, link: str, half: str) -> int:
-    return store.scalar(_STOCK, link, half)
 
 
 HANDLERS = {

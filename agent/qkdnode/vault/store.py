@@ -1,8 +1,8 @@
 """Protected rows in one SQLite connection: every read is verified, every change is journalled with it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from hmac import compare_digest
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from msgspec.structs import astuple, fields, replace
 
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.lifecycle.policy.decision import Case, Decision
+from qkdnode.lifecycle.policy.quotas import Allowance
 from qkdnode.lifecycle.states import LETTERS, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.journal import Journal
@@ -25,7 +27,7 @@ from qkdnode.vault.records import (
     Segment,
     delivered_both,
 )
-from qkdnode.vault.requests import Commits
+from qkdnode.vault.requests import Commits, InForce
 from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import EPOCH_NS, Sealing
 
@@ -54,6 +56,24 @@ class Aftermath(Exception):
         self.record = record
 
 
+class KnownPolicy:
+    """What is kept of the policy between requests: none of it outlives a change that is undone."""
+
+    def __init__(self) -> None:
+        self.in_force: InForce | None = None
+        self.decisions: dict[Case, Decision] = {}  # of the policy in force
+        self.head: tuple[int, bytes] | None = None  # number and digest of the newest record, once all were verified
+        self.damage = ""  # why the chain is not what was applied: found once in a run, and for good
+        self.allowances: dict[str, Allowance] = {}  # by application
+        self.withheld: Counter[str] = Counter()  # rule -> keys, at each attempt to have them
+        self.told: dict[tuple[int, str], None] = {}  # Bundles and rules whose keys' withholding is journalled
+
+    def forget(self) -> None:
+        """Read it again before it is used; what was counted stays."""
+        self.in_force = None
+        self.decisions.clear()
+
+
 class Store:
     """The rows, the log and the keys of one open vault, for the request in progress.
 
@@ -75,6 +95,8 @@ class Store:
         self.node = node
         self.start = start  # names this run of the vault
         self.commits = Commits()
+        self.reading = False  # the request in progress may change nothing
+        self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
         self._every: dict[type[Record], list[Any]] = {}
@@ -95,13 +117,27 @@ class Store:
         return self._verified(record, rows[0]) if rows else None
 
     def get_association(self, number: int) -> KnownAssociation | None:
-        """An association, verified once in this run: it never changes."""
+        """An association, verified once in this run."""
         known = self._associations.get(number)
         if known is None:
             known = self.get(KnownAssociation, number)
             if known is not None:
                 self._associations[number] = known
         return known
+
+    @contextmanager
+    def only_reading(self) -> Iterator[None]:
+        """For a request that goes without a savepoint: what it would have to journal it must raise as an Aftermath."""
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading = False
+
+    def associations_changed(self) -> None:
+        """What was kept of associations, and of the policy that is built in for them, is read again."""
+        self._associations.clear()
+        self.policy.forget()
 
     def every(self, record: type[R]) -> list[R]:
         """All verified rows of a small table, read once until one of them changes. VaultDamagedError if one is missing.
@@ -224,6 +260,7 @@ class Store:
         self._associations.clear()
         self._every.clear()
         self._counts.clear()
+        self.policy.forget()
         self.sealing.forget()
 
     def _count(self, row: Record, by: int) -> None:

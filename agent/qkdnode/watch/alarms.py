@@ -52,6 +52,7 @@ class AlarmCode(StrEnum):
     COMPROMISED = "COMPROMISED"
     CLOCK_STEP = "CLOCK_STEP"
     CONFIG = "CONFIG"
+    POLICY = "POLICY"
     PROTOCOL = "PROTOCOL"
     ALGORITHM_DEPRECATED = "ALGORITHM_DEPRECATED"
     ALGORITHM_DISALLOWED = "ALGORITHM_DISALLOWED"
@@ -183,6 +184,9 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.CONFIG: Kind(
         _MAJOR, _QUIET, "the configurations of both ends differ: make them equal and restart"
+    ),
+    AlarmCode.POLICY: Kind(
+        _MAJOR, _QUIET, "the policies of both ends do not let keys be made: `qkdnode policy explain` at both says why"
     ),
     AlarmCode.PROTOCOL: Kind(
         _MINOR, _QUIET, "the peer broke a rule of the protocol: compare the software versions of both ends"

@@ -184,6 +184,33 @@ class ExportPage(Request, frozen=True, kw_only=True, tag="audit page"):
     size: U64
 
 
+class PolicyShow(Request, frozen=True, kw_only=True, tag="policy show"):
+    """One version of the policy; none given: the one in force. Answer: PolicyShown."""
+
+    number: U64 | None = None
+
+
+class PolicyExplain(Request, frozen=True, kw_only=True, tag="policy explain"):
+    """How the policy in force decides on a case now; without a class: which it gives. Answer: PolicyExplained."""
+
+    application: Name
+    remote: Name
+    link: Name
+    size_bits: Annotated[int, Meta(ge=8, le=65536, multiple_of=8)]
+    key_class: Name | None = None
+
+
+class PolicyApply(Request, frozen=True, kw_only=True, tag="policy apply"):
+    """Make a document the next version of the policy: this one, or that of the version which it repeats.
+
+    `approvals` are the files that two people have signed. Answer: PolicyShown, of the new version.
+    """
+
+    document: Annotated[bytes, Meta(max_length=48 * 1024)] = b""
+    repeats: U64 | None = None
+    approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=8)]
+
+
 class Assets(Request, frozen=True, kw_only=True, tag="inventory"):
     """A page of what the node consists of, after the first `after`; of one kind, or all. Answer: AssetPage."""
 
@@ -213,12 +240,15 @@ AnyRequest: TypeAlias = (
     | Reload
     | ExportBegin
     | ExportPage
+    | PolicyShow
+    | PolicyExplain
+    | PolicyApply
     | Assets
     | Algorithms
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Pause, Resume,
-    Shutdown, Reload, ExportBegin, ExportPage, Assets, Algorithms,
+    Shutdown, Reload, ExportBegin, ExportPage, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -312,6 +342,7 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
     remote: str
     link: str
     key_class: str
+    policy: int  # the version of the policy that it was cut under
     size_bits: int
     batch: str
     half: str
@@ -391,6 +422,47 @@ class LogPage(Answer, frozen=True, kw_only=True):
     checkpoints: tuple[tuple[int, str], ...]
 
 
+class PolicyApproval(Answer, frozen=True, kw_only=True):
+    """Who approved a version, and in which role."""
+
+    operator: str
+    role: str
+    expires_ns: int
+
+
+class PolicyShown(Answer, frozen=True, kw_only=True):
+    """One version of the policy, and what the next one needs: number `newest` + 1, predecessor `newest_digest`."""
+
+    node: str
+    number: int  # 0: built in
+    in_force: bool
+    digest: str  # of the record, hexadecimal; zeros of version 0
+    previous: str
+    document_digest: str
+    document: str  # TOML
+    repeats: int | None
+    applied_ns: int | None
+    applied_by: str | None
+    approvals: tuple[PolicyApproval, ...]
+    newest: int
+    newest_digest: str
+    withheld: dict[str, int]  # rule -> keys that were not released when they were asked for, since the start
+
+
+class PolicyExplained(Answer, frozen=True, kw_only=True):
+    """A decision, the rule that made it, and all terms that go with it."""
+
+    policy: int
+    allowed: bool
+    rule: str
+    reason: str
+    key_class: str | None
+    terms: dict[str, Any] | None
+    clearance: str
+    quotas: dict[str, Any] | None
+    configured: bool  # whether the configuration names the association: without that there is no key either
+
+
 class Asset(Answer, frozen=True, kw_only=True):
     """Something that the node consists of. What a device says of itself is escaped, and cut to its bound."""
 
@@ -437,7 +509,7 @@ class AlgorithmList(Answer, frozen=True, kw_only=True):
 
     day: str  # the latest that the node has seen
     algorithms: tuple[AlgorithmEntry, ...]
-    key_class: str
+    key_classes: dict[str, tuple[str, ...]]  # of the policy in force, with the algorithms of each; none: any
     keys: dict[str, int] | None  # by stage; None while the vault does not answer
 
 
@@ -458,6 +530,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Reload: Reloaded,
     ExportBegin: LogHead,
     ExportPage: LogPage,
+    PolicyShow: PolicyShown,
+    PolicyExplain: PolicyExplained,
+    PolicyApply: PolicyShown,
     Assets: AssetPage,
     Algorithms: AlgorithmList,
 }

@@ -11,6 +11,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from qkdnode.control.bom import TYPES, cryptography_bom, software_bom
 from qkdnode.lifecycle.algorithms import ROWS
+from qkdnode.node.software import software
 from qkdnode.wire.control import AlgorithmList, Asset
 
 TIME = datetime(2026, 2, 2, 2, 40, tzinfo=UTC)
@@ -56,6 +57,15 @@ def test_both_bills_are_valid_by_the_schema_and_the_validator_sees_a_fault() -> 
     ):
         assert errors(text) is None
         assert errors(text.replace('"specVersion"', '"specVersions"')) is not None
+
+
+def test_the_bill_of_what_runs_here_is_valid_too() -> None:
+    here = software()
+    text = software_bom("alice", here, TIME, SERIAL)
+    assert errors(text) is None
+    bom = json.loads(text)
+    assert len(bom["components"]) == len(here)
+    assert "package/cryptography" in {part["bom-ref"] for part in bom["components"]}
 
 
 def test_the_same_inventory_time_and_serial_give_the_same_bytes_in_whatever_order_it_comes() -> None:
@@ -130,16 +140,23 @@ def test_every_algorithm_of_the_registry_is_in_the_bill_of_cryptography_with_its
     assert "algorithm/OTP" not in depends
 
 
-def test_keys_are_only_counted() -> None:
-    keys = [part for part in cbom()["components"] if part["bom-ref"].startswith("keys/")]
-    assert [(properties(part)["stage"], properties(part)["count"]) for part in keys] == [
-        ("delivered", "120"), ("ready", "3"),
-    ]  # fmt: skip
-    for part in keys:
+def test_keys_are_only_counted_and_their_classes_named() -> None:
+    bom = cbom()
+    keys = {part["bom-ref"]: part for part in bom["components"] if part["bom-ref"].startswith("keys/")}
+    assert {ref: properties(part) for ref, part in keys.items()} == {
+        "keys/stage/delivered": {"stage": "delivered", "count": "120"},
+        "keys/stage/ready": {"stage": "ready", "count": "3"},
+        "keys/class/its": {"class": "its"},
+        "keys/class/bulk": {"class": "bulk"},
+    }
+    for part in keys.values():
         assert part["cryptoProperties"] == {
             "assetType": "related-crypto-material",
             "relatedCryptoMaterialProperties": {"type": "secret-key"},
         }
+    depends = {entry["ref"]: entry.get("dependsOn", []) for entry in bom["dependencies"]}
+    assert depends["keys/class/bulk"] == ["algorithm/AES-256-GCM", "algorithm/OTP"]
+    assert depends["keys/class/its"] == []
 
 
 def test_what_is_no_licence_of_spdx_is_named_as_it_is() -> None:

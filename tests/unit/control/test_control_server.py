@@ -25,10 +25,19 @@ from qkdnode.control.desk import ACTIONS
 from qkdnode.control.server import Limits
 from qkdnode.control.socket import Credentials
 from qkdnode.errors import AccessDeniedError, AuthenticationError, ConfigError, ControlError, NoAgentError
+from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Closed, Done, Refused
 
 STRANGER = 4242
+POLICY = b"""
+format = "qkdnode-policy/1"
+levels = ["open"]
+[[class]]
+name = "its"
+label = "open"
+purpose = "session"
+"""
 ANY_KEY = UUID(bytes=bytes([0x10]) * 16, version=4).bytes  # of the vault's first key
 REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Status: wire.Status(),
@@ -44,6 +53,9 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Reload: wire.Reload(),
     wire.ExportBegin: wire.ExportBegin(),
     wire.ExportPage: wire.ExportPage(position=0, size=5),
+    wire.PolicyShow: wire.PolicyShow(),
+    wire.PolicyExplain: wire.PolicyExplain(application="app-a", remote="app-b", link=LINK, size_bits=256),
+    wire.PolicyApply: wire.PolicyApply(document=POLICY, approvals=()),  # nobody has approved that
     wire.Assets: wire.Assets(),
     wire.Algorithms: wire.Algorithms(),
 }
@@ -73,8 +85,9 @@ def test_each_role_gets_what_the_rules_let_and_every_decision_is_journalled_with
     node: ControlNode, name: str, kind: type[wire.Request]
 ) -> None:
     decision = decide({OPERATORS[name]}, ACTIONS[kind])
+    request = node.approved_policy(POLICY) if kind is wire.PolicyApply else REQUESTS[kind]
     with node.caller(name) as caller:
-        said = caller.ask(REQUESTS[kind])
+        said = caller.ask(request)
     if decision.allowed:
         assert isinstance(said, Done), said
         assert isinstance(wire.decode_answer(REQUESTS[kind], said.answer), wire.ANSWERS[kind])
@@ -180,6 +193,20 @@ def test_what_failed_is_told_with_its_reason_and_journalled(node: ControlNode) -
     assert (said.code, said.rule) == ("CONTROL", "links-are-run")
     assert "no link 'elsewhere'" in said.reason
     assert [outcome for outcome, _, _ in node.told()] == ["allowed", "failed"]
+
+
+def test_a_policy_that_nobody_approved_is_refused_by_name_and_the_document_is_journalled(node: ControlNode) -> None:
+    with node.caller("max") as caller:
+        said = caller.ask(REQUESTS[wire.PolicyApply])
+        assert isinstance(said, Refused)
+        assert (said.code, said.rule) == ("APPROVAL", "approved-policy-is-applied")
+        assert "[unsigned]" in said.reason
+        shown = caller.ask(wire.PolicyShow())
+    assert isinstance(shown, Done)
+    assert wire.decode_answer(wire.PolicyShow(), shown.answer).number == 0
+    allowed, failed, _ = node.leaves()
+    assert (allowed.outcome, failed.outcome) == ("allowed", "failed")
+    assert allowed.details["document"] == failed.details["document"] == document_digest(POLICY).hex()
 
 
 def test_names_and_keys_stand_in_the_log_as_pseudonyms_only(node: ControlNode) -> None:
