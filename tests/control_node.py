@@ -24,7 +24,9 @@ from qkdnode.control.server import ControlServer, Limits
 from qkdnode.control.socket import Credentials, peer_credentials
 from qkdnode.errors import ConfigError, ControlError, DiskFullError
 from qkdnode.ids import ALICE, Association, BatchId
+from qkdnode.lifecycle.algorithms import ALGORITHMS, Algorithm, Need, status_of
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.node.control import algorithm_entry
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.provision import provision_operator
 from qkdnode.vault import requests as ask
@@ -35,6 +37,9 @@ from qkdnode.vault.service import Vault
 from qkdnode.wire.control import (
     LENGTH,
     VERSION,
+    AlgorithmEntry,
+    AlgorithmList,
+    Asset,
     Challenge,
     DeviceStatus,
     FromAgent,
@@ -62,6 +67,45 @@ SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = SIGNING.public_key().public_bytes_raw()
 NOW_NS = 1_770_000_000_000_000_000
 BITS = 40_000
+
+
+ASSETS = (
+    Asset(kind="application", name="app-a"),
+    Asset(
+        kind="crypto-module", name="OpenSSL of cryptography", version="OpenSSL 4.0.3 29 Sep 2026", licence="Apache-2.0"
+    ),
+    Asset(kind="link", name=LINK, details={"peer": "bob", "role": "alice"}),
+    Asset(
+        kind="module",
+        name="QKD-A",
+        version="1.4.2",
+        owner="optics",
+        classification="restricted",
+        details={"link": LINK, "model": "TX-9", "backend": "hardware"},
+    ),
+    Asset(kind="native", name="qkdnode.native.polyval", version="0.1.0", digest="ab" * 32),
+    Asset(kind="node", name="alice", version="0.1.0", owner="operations", classification="secret"),
+    Asset(kind="operator", name="olga", details={"roles": "operator"}),
+    Asset(
+        kind="package",
+        name="qkdnode",
+        version="0.1.0",
+        digest="cd" * 32,
+        licence="Apache-2.0",
+        owner="operations",
+        details={"purl": "pkg:pypi/qkdnode@0.1.0", "requires": "numpy", "loaded": "yes"},
+    ),
+    Asset(
+        kind="package",
+        name="numpy",
+        version="2.4.6",
+        digest="ef" * 32,
+        licence="BSD-3-Clause AND 0BSD",
+        details={"purl": "pkg:pypi/numpy@2.4.6", "loaded": "yes", "supplier": "Travis E. Oliphant et al."},
+    ),
+    Asset(kind="platform", name="SQLite", version="3.54.1", licence="blessing"),
+    Asset(kind="qrng", name="QRNG-A", details={"link": LINK}),
+)
 
 
 class Agent:
@@ -101,6 +145,8 @@ class Agent:
             shutdown=self.shutdown,
             reload=self.reload,
             apply_policy=self.apply_policy,
+            assets=self.everything,
+            algorithms=self.algorithms,
         )
 
     async def status(self) -> NodeStatus:
@@ -165,6 +211,17 @@ class Agent:
                 stalls=0,
                 detail="healthy",
             ),
+        )
+
+    async def everything(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
+        return ASSETS, ("link line-9",)
+
+    async def algorithms(self) -> AlgorithmList:
+        return AlgorithmList(
+            day="2026-02-02",
+            algorithms=tuple(map(_entry, ALGORITHMS.values())),
+            key_classes={"its": (), "bulk": ("OTP", "AES-256-GCM")},
+            keys={"ready": 3, "delivered": 120} if self.vault_answers else None,
         )
 
     async def alarms(self) -> tuple[dict[str, Any], ...]:
@@ -409,6 +466,10 @@ class Caller:
                 raise EOFError
             data += part
         return data
+
+
+def _entry(row: Algorithm) -> AlgorithmEntry:
+    return algorithm_entry(row, status_of(row.id, "2026-02-02"), tuple(Need))
 
 
 def _stocked_vault(directory: Path) -> Vault:

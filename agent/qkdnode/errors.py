@@ -15,6 +15,13 @@ class ConfigError(QkdnodeError):
     exit_status = 78
 
 
+class AlgorithmDisallowedError(QkdnodeError):
+    """The node needs an algorithm that the registry or its configuration disallows today; it does not start."""
+
+    code = "ALGORITHM_DISALLOWED"
+    exit_status = 78
+
+
 class KernelError(QkdnodeError):
     """The kernel demanded by QKDNODE_KERNEL is unknown, not built, or not for this CPU."""
 

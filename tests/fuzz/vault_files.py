@@ -23,7 +23,7 @@ from fuzz.mutation import as_msgpack, pack
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import PROVISIONED, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import extract, inventory, pauses, revocations, scopes
+from qkdnode.vault import agility, assets, extract, inventory, pauses, revocations, scopes
 from qkdnode.vault import requests as ask
 from qkdnode.vault.export_reader import export_audit
 from qkdnode.wire.messages import PadSpan
@@ -61,6 +61,8 @@ def pristine() -> Pristine:
     keys = {key: contents(pair.alice, key) for key in ids}
     pair.exchange()
     pair.alice.call(pauses.PauseLink(LINK, "olga"))
+    pair.alice.call(_assets("1.0.0"))
+    pair.alice.call(agility.SeeDay(day="2026-11-27"))
     pair.alice.call(
         ask.RaiseAlarm(
             code="QBER_HIGH", about=LINK, severity="warning", detail="5 %", first_ns=1, last_ns=2, occurrences=1
@@ -73,6 +75,11 @@ def pristine() -> Pristine:
     pair.allocate(pair.alice, 1)
     pair.close()
     return Pristine(folder, pair.alice, pair.alice.path.read_bytes(), keys, _columns(pair.alice.path))
+
+
+def _assets(version: str) -> assets.NoteAssets:
+    seen = assets.SeenAsset("module", "TX-1", {"version": version})
+    return assets.NoteAssets(kinds=("module",), seen=(seen,), expected=(("module", "TX-1"),))
 
 
 def _columns(path: Path) -> dict[str, dict[str, str]]:
@@ -209,6 +216,10 @@ def _requests(keys: Iterable[KeyId]) -> tuple[Any, ...]:
         scopes.MoveRows(),
         revocations.RevocationsUnconfirmed(link=LINK),
         revocations.RevokeKeys(key_ids=tuple(keys)[1:2], reason="key-compromise", by="olga"),
+        _assets("1.0.1"),
+        agility.RootMethod(),
+        agility.LatestDay(),
+        agility.SeeDay(day="2026-11-28"),
         inventory.ListKeys(),
         *(inventory.ShowKey(key_id=key) for key in tuple(keys)[:1]),
         extract.LogHead(),

@@ -47,6 +47,17 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert [key["local"] for key in shown["keys"]] == ["app-a"] * 3
     assert olga.answer("keys", "show", shown["keys"][0]["key_id"]) == shown["keys"][0]
 
+    inventory = anna.answer("inventory", "list")
+    assets = {(asset["kind"], asset["name"]): asset for asset in inventory["list"]}
+    assert {asset["version"] for (kind, _), asset in assets.items() if kind in ("module", "qrng")} == {"0.1.0"}
+    assert len(assets["package", "qkdnode"]["digest"]) == 64
+    assert inventory["unassigned"] == inventory["assets"] == len(assets)
+    assert "default-deny" in max_.run("inventory", "list", status=77)
+    for format_ in ("sbom", "cbom"):
+        anna.run("inventory", "export", site.directory / format_, "--format", format_)
+        assert json.loads((site.directory / format_).read_text())["specVersion"] == "1.6"
+    assert not [alarm for alarm in olga.answer("alarms")["alarms"] if alarm["code"] == "ASSET_CHANGED"]
+
     olga.run("pause", "line")
     bob.wait_for("Bob paused", lambda line: line.get("links", {}).get("line", {}).get("state") == "PAUSED")
     assert link(olga.answer("links"))["paused_by"] == "olga"
@@ -151,3 +162,14 @@ def test_agents_keep_serving_while_their_policy_is_switched(site: Site) -> None:
     wait_for_keys(app_b, 10)
     here, there = keys(app_a), keys(app_b)
     assert all(digest == there.get(key_id, digest) for key_id, digest in here.items())
+
+
+def test_an_agent_does_not_start_with_what_is_disallowed_and_says_what_instead(site: Site) -> None:
+    two_nodes(site)
+    site.configs["alice"]["algorithms"] = {"AES-256-GCM": {"status": "disallowed", "replacement": "ChaCha20-Poly1305"}}
+    alice = site.agent("alice")
+    assert alice.wait() == 78, alice.shown()
+    assert (
+        "AES-256-GCM (keys, stock and pads at rest; keys on the way to an application) is disallowed" in alice.shown()
+    )
+    assert not site.vault("alice").exists()

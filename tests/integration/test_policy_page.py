@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from console import MATCHED, Shell
 from control_node import NOW_NS, ControlNode
-from test_control_examples import CONFIG, MATCHED, Shell
+from test_control_examples import CONFIG
 
 from qkdnode.access.approvals import Refusal
 from qkdnode.config import ApplicationSection, AssociationSection

@@ -36,6 +36,7 @@ class Action(StrEnum):
     AUDIT_EXPORT = "audit.export"
     POLICY_READ = "policy.read"
     POLICY_APPLY = "policy.apply"
+    INVENTORY_READ = "inventory.read"
 
 
 READS = frozenset(
@@ -47,6 +48,7 @@ READS = frozenset(
         Action.KEYS_READ,
         Action.AUDIT_EXPORT,
         Action.POLICY_READ,
+        Action.INVENTORY_READ,
     }
 )  # nothing is changed by them
 
@@ -94,6 +96,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_READ}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
         "who runs, secures or audits the node sees which keys there are, never their bits",
+    ),
+    Rule(
+        "assets-are-accounted-for",
+        Effect.PERMIT,
+        frozenset({Action.INVENTORY_READ}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
+        "who runs, secures or audits the node sees what it consists of",
     ),
     Rule(
         "alarms-are-answered",

@@ -15,6 +15,7 @@ COMMANDS = {
     "compromise": "Say that others may know keys, and see how far that has come.",
     "config": "Check a configuration.",
     "devices": "Show QKD modules and QRNGs.",
+    "inventory": "Show what a node consists of, and export it.",
     "keys": "Show which keys there are, never their bits, and revoke them.",
     "links": "Show what every link does.",
     "policy": "Look at, approve and change what keys are for.",

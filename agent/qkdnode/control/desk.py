@@ -56,6 +56,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.PolicyShow: Action.POLICY_READ,
     wire.PolicyExplain: Action.POLICY_READ,
     wire.PolicyApply: Action.POLICY_APPLY,
+    wire.Assets: Action.INVENTORY_READ,
+    wire.Algorithms: Action.INVENTORY_READ,
 }
 
 
@@ -310,6 +312,17 @@ class Desk:
             withheld=version.withheld,
         )
 
+    async def _assets(self, request: wire.Assets, _: Operator) -> Answer:
+        found, unused = await self._port.assets()
+        chosen = [asset for asset in found if request.kind in (None, asset.kind)]
+        page = _fitting(chosen[request.after : request.after + request.limit])
+        until = request.after + len(page)
+        following = until if until < len(chosen) else None
+        return wire.AssetPage(assets=page, next=following, without_asset=unused)
+
+    async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
+        return await self._port.algorithms()
+
 
 HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
     wire.Status: Desk._status,
@@ -331,6 +344,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.PolicyShow: Desk._policy_show,
     wire.PolicyExplain: Desk._policy_explain,
     wire.PolicyApply: Desk._policy_apply,
+    wire.Assets: Desk._assets,
+    wire.Algorithms: Desk._algorithms,
 }
 
 
@@ -355,6 +370,18 @@ def _particulars(request: Request) -> Details:
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
+
+
+def _fitting(assets: list[wire.Asset]) -> tuple[wire.Asset, ...]:
+    """As many of the first as fit an answer, at least one of them."""
+    page: list[wire.Asset] = []
+    left = wire.LOG_PAGE_BYTES
+    for asset in assets:
+        left -= len(wire.encode_answer(asset))
+        if left < 0 and page:
+            break
+        page.append(asset)
+    return tuple(page)
 
 
 def _scope(scope: scopes.ScopeState) -> wire.ScopeEntry:

@@ -22,6 +22,8 @@ from qkdnode.errors import ConfigError, MemoryLockError, VaultError
 from qkdnode.ids import Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.algorithms import AlgorithmWatch, day_of, demand_approved
+from qkdnode.node.assets import Assets
 from qkdnode.node.control import NodeControl
 from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
@@ -79,6 +81,10 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
+        self._algorithms: AlgorithmWatch
+        self._assets: Assets
+        self._rechecking: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._started = self._stopping = False
         self._manager = ServiceManager(None, None)  # only a process of its own has one
         self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
@@ -114,6 +120,7 @@ class Agent:
     async def start(self) -> None:
         """Make every part: random numbers and the vault, the supply, the links."""
         self._loop = asyncio.get_running_loop()
+        demand_approved(self._config, day_of(self._world.wall_ns()))  # before anything is made with them
         if self._config.watch is not None:
             host, port = await self._watching.serve(self._config.watch)
             self._log.info("metrics and health are shown", host=host, port=port)
@@ -126,6 +133,8 @@ class Agent:
             on_alarm=lambda alarm: in_loop(self._loop, self._recorder.device_alarm, alarm),
         )
         await self._start_entropy_and_vault(identity, self._entropy)
+        self._algorithms = AlgorithmWatch(self._config, world=self._world, recorder=self._recorder, ask=self._ask_vault)
+        await self._algorithms.start()
         self._events = await start_events(
             self._config,
             self._base,
@@ -158,8 +167,18 @@ class Agent:
         if self._supply is not None:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
+        self._assets = Assets(
+            lambda: self._config,
+            world=self._world,
+            recorder=self._recorder,
+            ask=self.ask,
+            links=self._links,
+            entropy=self._entropy,
+        )
+        self._comparing = asyncio.create_task(self._assets.run(), name="assets")
         await self._start_control()
         self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
+        self._rechecking = asyncio.create_task(self._algorithms.run(), name="algorithms")
         self._reading = asyncio.create_task(self._read_log())
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         details = {"version": __version__, "memory": locked_mode() or ""}
@@ -172,7 +191,8 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        watched += [task for task in (self._vigilant, self._moving, self._recorder.keeper) if task is not None]
+        beside = (self._vigilant, self._rechecking, self._comparing, self._moving, self._recorder.keeper)
+        watched += [task for task in beside if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -187,7 +207,7 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        for beside in (self._reading, self._vigilant, self._moving):
+        for beside in (self._reading, self._vigilant, self._rechecking, self._comparing, self._moving):
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():
@@ -352,6 +372,16 @@ class Agent:
         """The random numbers."""
         assert self._entropy is not None
         return self._entropy
+
+    @property
+    def assets(self) -> Assets:
+        """What the node consists of."""
+        return self._assets
+
+    @property
+    def algorithms(self) -> AlgorithmWatch:
+        """The algorithm registry in force."""
+        return self._algorithms
 
     @property
     def applications(self) -> AllowList[ApplicationIdentity]:

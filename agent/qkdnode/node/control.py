@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,10 @@ from qkdnode.control.server import ControlServer
 from qkdnode.device.reader import ReaderState
 from qkdnode.errors import ConfigError, ControlError, VaultError
 from qkdnode.ids import ALICE
+from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, uses_of
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.algorithms import AlgorithmWatch
+from qkdnode.node.assets import Assets
 from qkdnode.node.links import NodeLink, associate
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
@@ -31,7 +34,16 @@ from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.watch.alarms import AlarmCode, AlarmState
-from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
+from qkdnode.wire.control import (
+    AlgorithmEntry,
+    AlgorithmList,
+    Asset,
+    DeviceStatus,
+    LinkStatus,
+    NodeStatus,
+    PolicyApply,
+    Reloaded,
+)
 
 ALARMS_SHOWN = 64  # in a status; `alarms` gives all
 FAR_END = "the far end"
@@ -48,6 +60,10 @@ class ControlledNode(Protocol):
     def entropy(self) -> NodeEntropy: ...
     @property
     def applications(self) -> AllowList[ApplicationIdentity]: ...
+    @property
+    def assets(self) -> Assets: ...
+    @property
+    def algorithms(self) -> AlgorithmWatch: ...
     @property
     def stopping(self) -> bool: ...
     def ask_to_stop(self) -> None: ...
@@ -130,6 +146,8 @@ class NodeControl:
             shutdown=self.shutdown,
             reload=self.reload,
             apply_policy=self.apply_policy,
+            assets=self.assets,
+            algorithms=self.algorithms,
         )
 
     # --- what is shown ---------------------------------------------------------------------------------------------
@@ -196,6 +214,24 @@ class NodeControl:
     async def alarms(self) -> tuple[dict[str, Any], ...]:
         """Every alarm as plain values, with its advice."""
         return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all())
+
+    async def assets(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
+        """Every asset, and the tables of the configuration that fit none."""
+        found = await self._node.assets.all()
+        return found, self._node.assets.unused(found)
+
+    async def algorithms(self) -> AlgorithmList:
+        """The registry in force, with the use that this node makes of it, and counts of keys."""
+        watch, vault = self._node.algorithms, await self._vault_status()
+        day, needs = watch.day, watch.needs
+        return AlgorithmList(
+            day=day,
+            algorithms=tuple(
+                algorithm_entry(row, status_of(row.id, day, watch.registry), needs) for row in watch.registry.values()
+            ),
+            key_classes=self._node.policy.classes,
+            keys=None if vault is None else vault.keys,
+        )
 
     # --- what is done ----------------------------------------------------------------------------------------------
 
@@ -336,6 +372,27 @@ class NodeControl:
 def is_open(alarm: Mapping[str, Any]) -> bool:
     """Whether somebody has yet to look at an alarm."""
     return bool(alarm["state"] == AlarmState.RAISED)
+
+
+def algorithm_entry(row: Algorithm, status: Status, needs: Collection[Need]) -> AlgorithmEntry:
+    """A row of the registry as it is shown."""
+    return AlgorithmEntry(
+        id=row.id,
+        primitive=row.primitive.value,
+        parameters=row.parameters,
+        provider=row.provider.value,
+        functions=row.functions,
+        status=status.value,
+        deprecated_from=row.deprecated_from,
+        disallowed_from=row.disallowed_from,
+        replacement=row.replacement,
+        uses=uses_of(row, needs),
+        for_keys=row.for_keys,
+        key_bits=row.key_bits,
+        classical_bits=row.classical_bits,
+        quantum_level=row.quantum_level,
+        oid=row.oid,
+    )
 
 
 def _module_detail(counts: Any) -> str:

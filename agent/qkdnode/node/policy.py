@@ -7,14 +7,14 @@ from qkdnode.access.approvals import Person
 from qkdnode.control.conversation import Operator
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association
+from qkdnode.lifecycle.algorithms import usable_by_applications
 from qkdnode.lifecycle.policy.builtin import VERSION
 from qkdnode.lifecycle.policy.decision import choose
 from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, InForce, PolicyVersion
 from qkdnode.watch.alarms import AlarmCode
 from qkdnode.wire.control import PolicyApply
 
-# What a class may allow.
-ALGORITHMS = ("AES-256-GCM", "OTP", "HMAC-SHA-256", "ChaCha20-Poly1305", "ML-DSA-44", "Ed25519")
+ALGORITHMS = usable_by_applications()  # what a class may allow
 
 
 class NodePolicy:
@@ -66,6 +66,13 @@ class NodePolicy:
         return self._in_force is not None and any(
             its.release_when_peer_unreachable for its in self._in_force.document.classes
         )
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """The classes of keys in force, with the algorithms that each is for; none: any."""
+        if self._in_force is None:
+            return {}
+        return {its.name: its.algorithms or () for its in self._in_force.document.classes}
 
     async def apply(self, request: PolicyApply, operators: Iterable[Operator], by: str) -> PolicyVersion:
         """Have a document applied that people have approved; in force when this returns."""

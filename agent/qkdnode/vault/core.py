@@ -23,8 +23,10 @@ from qkdnode.errors import (
 )
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import (
+    agility,
     alarms,
     allocations,
+    assets,
     batches,
     entitlements,
     extract,
@@ -54,7 +56,7 @@ _CHECK = b"vault check"
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
-    policies, entitlements,
+    policies, entitlements, agility, assets,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

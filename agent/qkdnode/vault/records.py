@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent
+from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent, NodeEvent
 from qkdnode.ids import Association, BatchId
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage
 
@@ -428,6 +428,27 @@ class Service(Record, frozen=True):
         return f"service/{self.link}/{self.serial}"
 
 
+class KnownAsset(Record, frozen=True):
+    """A device or a piece of software, by what tells one state of it from another."""
+
+    table: ClassVar[str] = "assets"
+    key: ClassVar[tuple[str, ...]] = ("kind", "name")
+    event: ClassVar[type[Event]] = NodeEvent
+    topic: ClassVar[str] = "assets"
+    dropped: ClassVar[bool] = True  # the log tells that it was known, so the next look says that its row was lost
+
+    kind: str
+    name: str
+    marks: str  # JSON of an object of texts
+    gone: int
+    noted_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"asset/{self.kind}/{self.name}"
+
+
 class KnownAlarm(Record, frozen=True):
     """An alarm about something; `first_ns` names its present episode."""
 
@@ -468,11 +489,12 @@ RECORDS: tuple[type[Record], ...] = (
     Scope,
     Tombstone,
     Service,
+    KnownAsset,
     KnownAlarm,
     AppliedPolicy,
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "service", "alarm", "policy",
+    "service", "alarm", "policy", "day", "asset",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

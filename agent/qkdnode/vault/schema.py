@@ -263,6 +263,19 @@ CREATE TABLE policies (
     mac BLOB NOT NULL
 );
 
+-- Devices and software as they were when the node saw them last; `gone`: it has them no more.
+CREATE TABLE assets (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    marks TEXT NOT NULL,
+    gone INTEGER NOT NULL,
+    noted_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
+);
+
 CREATE TABLE alarms (
     code TEXT NOT NULL,
     about TEXT NOT NULL,

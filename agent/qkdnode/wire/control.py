@@ -211,6 +211,18 @@ class PolicyApply(Request, frozen=True, kw_only=True, tag="policy apply"):
     approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=8)]
 
 
+class Assets(Request, frozen=True, kw_only=True, tag="inventory"):
+    """A page of what the node consists of, after the first `after`; of one kind, or all. Answer: AssetPage."""
+
+    after: U32 = 0
+    limit: Limit = PAGE_MAX
+    kind: Code | None = None
+
+
+class Algorithms(Request, frozen=True, kw_only=True, tag="inventory algorithms"):
+    """The algorithm registry of the node on the day that counts. Answer: AlgorithmList."""
+
+
 AnyRequest: TypeAlias = (
     Status
     | Links
@@ -231,10 +243,12 @@ AnyRequest: TypeAlias = (
     | PolicyShow
     | PolicyExplain
     | PolicyApply
+    | Assets
+    | Algorithms
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Pause, Resume,
-    Shutdown, Reload, ExportBegin, ExportPage, PolicyShow, PolicyExplain, PolicyApply,
+    Shutdown, Reload, ExportBegin, ExportPage, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -449,6 +463,56 @@ class PolicyExplained(Answer, frozen=True, kw_only=True):
     configured: bool  # whether the configuration names the association: without that there is no key either
 
 
+class Asset(Answer, frozen=True, kw_only=True):
+    """Something that the node consists of. What a device says of itself is escaped, and cut to its bound."""
+
+    kind: str
+    name: str
+    version: str | None = None  # of a device: its firmware
+    digest: str | None = None  # SHA-256
+    licence: str | None = None
+    owner: str = "unassigned"
+    classification: str = "unclassified"
+    details: dict[str, str] = {}
+
+
+class AssetPage(Answer, frozen=True, kw_only=True):
+    """Assets by kind and name, and where the next page begins; None: there are no more."""
+
+    assets: tuple[Asset, ...]
+    next: int | None
+    without_asset: tuple[str, ...]  # tables of the configuration that fit nothing
+
+
+class AlgorithmEntry(Answer, frozen=True, kw_only=True):
+    """One algorithm of the registry, as the node's configuration has tightened it."""
+
+    id: str
+    primitive: str
+    parameters: str
+    provider: str
+    functions: tuple[str, ...]
+    status: str  # on the day
+    deprecated_from: str | None
+    disallowed_from: str | None
+    replacement: str | None
+    uses: tuple[str, ...]  # that this node makes of it
+    for_keys: bool  # applications may use keys for it
+    key_bits: tuple[int, ...]
+    classical_bits: int | None
+    quantum_level: int | None
+    oid: str | None
+
+
+class AlgorithmList(Answer, frozen=True, kw_only=True):
+    """The registry, and how many keys there are, which no key is named in."""
+
+    day: str  # the latest that the node has seen
+    algorithms: tuple[AlgorithmEntry, ...]
+    key_classes: dict[str, tuple[str, ...]]  # of the policy in force, with the algorithms of each; none: any
+    keys: dict[str, int] | None  # by stage; None while the vault does not answer
+
+
 ANSWERS: dict[type[Request], type[Answer]] = {
     Status: NodeStatus,
     Links: LinkList,
@@ -469,6 +533,8 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     PolicyShow: PolicyShown,
     PolicyExplain: PolicyExplained,
     PolicyApply: PolicyShown,
+    Assets: AssetPage,
+    Algorithms: AlgorithmList,
 }
 
 _encoder = msgspec.msgpack.Encoder()

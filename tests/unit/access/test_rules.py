@@ -64,6 +64,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (True, "approved-policy-is-applied"),
     },
+    Action.INVENTORY_READ: {
+        OP: (True, "assets-are-accounted-for"),
+        SO: (True, "assets-are-accounted-for"),
+        AU: (True, "assets-are-accounted-for"),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.AUDIT_EXPORT: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "the-log-is-examined"),

@@ -56,6 +56,8 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.PolicyShow: wire.PolicyShow(),
     wire.PolicyExplain: wire.PolicyExplain(application="app-a", remote="app-b", link=LINK, size_bits=256),
     wire.PolicyApply: wire.PolicyApply(document=POLICY, approvals=()),  # nobody has approved that
+    wire.Assets: wire.Assets(),
+    wire.Algorithms: wire.Algorithms(),
 }
 
 
