@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from qkdnode.access.approvals import approve, encode_approval
 from qkdnode.access.rules import Role
 from qkdnode.audit.events import AccessEvent
 from qkdnode.channel.operator import OwnOperator, load_operator
@@ -23,19 +24,28 @@ from qkdnode.control.server import ControlServer, Limits
 from qkdnode.control.socket import Credentials, peer_credentials
 from qkdnode.errors import ConfigError, ControlError, DiskFullError
 from qkdnode.ids import ALICE, Association, BatchId
+from qkdnode.lifecycle.algorithms import ALGORITHMS, Algorithm, Need, status_of
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.node.control import algorithm_entry
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.provision import provision_operator
 from qkdnode.vault import requests as ask
+from qkdnode.vault.policies import GENESIS, guarded_request
+from qkdnode.vault.requests import PolicyVersion
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.service import Vault
 from qkdnode.wire.control import (
     LENGTH,
     VERSION,
+    AlgorithmEntry,
+    AlgorithmList,
+    Asset,
     Challenge,
     DeviceStatus,
     FromAgent,
     LinkStatus,
     NodeStatus,
+    PolicyApply,
     Reloaded,
     Request,
     Signed,
@@ -45,6 +55,7 @@ from qkdnode.wire.control import (
     signing_input,
 )
 
+PATIENCE_S = 60.0  # what nothing takes that works, on a machine that is busy with other things
 LINK = "alice-bob"
 OPERATORS = {
     "olga": Role.OPERATOR,
@@ -56,6 +67,45 @@ SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = SIGNING.public_key().public_bytes_raw()
 NOW_NS = 1_770_000_000_000_000_000
 BITS = 40_000
+
+
+ASSETS = (
+    Asset(kind="application", name="app-a"),
+    Asset(
+        kind="crypto-module", name="OpenSSL of cryptography", version="OpenSSL 4.0.3 29 Sep 2026", licence="Apache-2.0"
+    ),
+    Asset(kind="link", name=LINK, details={"peer": "bob", "role": "alice"}),
+    Asset(
+        kind="module",
+        name="QKD-A",
+        version="1.4.2",
+        owner="optics",
+        classification="restricted",
+        details={"link": LINK, "model": "TX-9", "backend": "hardware"},
+    ),
+    Asset(kind="native", name="qkdnode.native.polyval", version="0.1.0", digest="ab" * 32),
+    Asset(kind="node", name="alice", version="0.1.0", owner="operations", classification="secret"),
+    Asset(kind="operator", name="olga", details={"roles": "operator"}),
+    Asset(
+        kind="package",
+        name="qkdnode",
+        version="0.1.0",
+        digest="cd" * 32,
+        licence="Apache-2.0",
+        owner="operations",
+        details={"purl": "pkg:pypi/qkdnode@0.1.0", "requires": "numpy", "loaded": "yes"},
+    ),
+    Asset(
+        kind="package",
+        name="numpy",
+        version="2.4.6",
+        digest="ef" * 32,
+        licence="BSD-3-Clause AND 0BSD",
+        details={"purl": "pkg:pypi/numpy@2.4.6", "loaded": "yes", "supplier": "Travis E. Oliphant et al."},
+    ),
+    Asset(kind="platform", name="SQLite", version="3.54.1", licence="blessing"),
+    Asset(kind="qrng", name="QRNG-A", details={"link": LINK}),
+)
 
 
 class Agent:
@@ -75,6 +125,8 @@ class Agent:
             "acknowledged_by": None,
             "advice": "check USB load and cable",
         }
+        self.policy: NodePolicy
+        self.operators: Operators
         self.reloaded: Reloaded | Exception = Reloaded(
             applied=("operator olga: changed",), needs_restart=("link alice-bob: changed",)
         )
@@ -92,6 +144,9 @@ class Agent:
             resume=self.resume,
             shutdown=self.shutdown,
             reload=self.reload,
+            apply_policy=self.apply_policy,
+            assets=self.everything,
+            algorithms=self.algorithms,
         )
 
     async def status(self) -> NodeStatus:
@@ -158,6 +213,17 @@ class Agent:
             ),
         )
 
+    async def everything(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
+        return ASSETS, ("link line-9",)
+
+    async def algorithms(self) -> AlgorithmList:
+        return AlgorithmList(
+            day="2026-02-02",
+            algorithms=tuple(map(_entry, ALGORITHMS.values())),
+            key_classes={"its": (), "bulk": ("OTP", "AES-256-GCM")},
+            keys={"ready": 3, "delivered": 120} if self.vault_answers else None,
+        )
+
     async def alarms(self) -> tuple[dict[str, Any], ...]:
         return (self.alarm,)
 
@@ -191,6 +257,10 @@ class Agent:
             raise self.reloaded
         return self.reloaded
 
+    async def apply_policy(self, request: PolicyApply, by: str) -> PolicyVersion:
+        self.done.append(("apply_policy", by))
+        return await self.policy.apply(request, self.operators, by)
+
     @staticmethod
     def _known(link: str) -> None:
         if link != LINK:
@@ -215,6 +285,13 @@ class ControlNode:
         publics = {name: provision_operator(name, directory) for name in OPERATORS}
         self.vault = _stocked_vault(directory)
         self.known = Operators(Operator(publics[name], frozenset({role})) for name, role in OPERATORS.items())
+        self.agent.policy = NodePolicy(
+            ask=self.ask,
+            alarm=lambda *told: None,
+            wall_ns=lambda: NOW_NS,
+            log=structlog.wrap_logger(structlog.ReturnLogger()),
+        )
+        self.agent.operators = self.known
         self.now_s = 1000.0
         self._ready = threading.Event()
         self._fault: BaseException | None = None
@@ -255,7 +332,7 @@ class ControlNode:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(PATIENCE_S)
         if self._fault is not None:
             self.vault.close()
             raise self._fault
@@ -271,7 +348,7 @@ class ControlNode:
         """Close the server."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -280,7 +357,7 @@ class ControlNode:
         async def working() -> Any:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(working(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(working(), self.loop).result(PATIENCE_S)
 
     async def ask(self, request: Any) -> Any:
         """The vault."""
@@ -314,6 +391,15 @@ class ControlNode:
         """A connection that says whatever a test wants."""
         return Caller(self, name)
 
+    def approved_policy(self, document: bytes) -> PolicyApply:
+        """A first policy with what olga and sven sign for it."""
+        request = guarded_request("alice", 1, GENESIS, document)
+        files = []
+        for name in ("olga", "sven"):
+            with load_operator(self.operators[name]) as operator:
+                files.append(encode_approval(approve(request, name, NOW_NS + 10**12, operator.sign)))
+        return PolicyApply(document=document, approvals=tuple(files))
+
     def break_config(self) -> None:
         """The next reload finds an error in the file."""
         self.agent.reloaded = ConfigError("alice.toml: Object contains unknown field `lnk`")
@@ -325,7 +411,7 @@ class Caller:
     def __init__(self, node: ControlNode, name: str) -> None:
         self.operator: OwnOperator = load_operator(node.operators[name])
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
         self.socket.connect(os.fspath(node.path))
         self.counter = 0
         self.first = self.receive()
@@ -380,6 +466,10 @@ class Caller:
                 raise EOFError
             data += part
         return data
+
+
+def _entry(row: Algorithm) -> AlgorithmEntry:
+    return algorithm_entry(row, status_of(row.id, "2026-02-02"), tuple(Need))
 
 
 def _stocked_vault(directory: Path) -> Vault:

@@ -2,15 +2,20 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any, Protocol
 from uuid import UUID
 
-from qkdnode.errors import AccessDeniedError
+from qkdnode.errors import AccessDeniedError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
 from qkdnode.vault import requests as ask
+from qkdnode.vault.inventory import ShowKey
+from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
+from qkdnode.vault.scopes import Compromise, FollowCompromise
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
     ACCEPTED,
+    DENIED,
     REFUSED,
     Allocate,
     BatchAnswer,
@@ -38,8 +43,8 @@ class Life(Protocol):
 
 # The whole life of a Batch in each end's log.
 HISTORIES = {
-    ALICE: re.compile(r"pending( ready( announced)?| abandoned)?"),
-    BOB: re.compile(r"ready( settled)?|abandoned"),
+    ALICE: re.compile(r"pending( ready( announced)?( compromised)?| ready compromised( announced)?| abandoned)?"),
+    BOB: re.compile(r"ready( settled( compromised)?)?|abandoned"),
 }
 
 
@@ -53,6 +58,9 @@ class Rules:
         self.cut: dict[str, set[UUID]] = {role: set() for role in ROLES}
         self.refused: set[UUID] = set()
         self.ready: dict[str, set[BatchId]] = {role: set() for role in ROLES}
+        self.revoked: dict[str, set[UUID]] = {role: set() for role in ROLES}
+        self.scopes: dict[str, list[tuple[BatchId, BatchId]]] = {role: [] for role in ROLES}
+        self._batch_of: dict[UUID, BatchId] = {}
         self._pads: dict[tuple[str, PadAddress], bytes] = {}
         self._altered: set[BatchId] = set()
         self._journalled: set[bytes] = set()
@@ -99,6 +107,7 @@ class Rules:
             self._demand(new, f"{role} says Hello twice in session {frame.header.session:016x}")
             self._sessions[role].add(frame.header.session)
         if isinstance(frame.message, Allocate):
+            self._batch_of.update(dict.fromkeys(_split(frame.message.key_ids), frame.message.batch))
             ready = frame.message.batch in self.ready[other_role(role)]
             self._demand(ready, f"{role} allocates from Batch {frame.message.batch} before the peer is READY")
 
@@ -122,18 +131,38 @@ class Rules:
             case ask.AllocateKeys():
                 self.cut[role].update(answer)
             case ask.AcceptAllocation(allocate=allocate):
-                raw = allocate.key_ids
-                ids = {UUID(bytes=raw[at : at + 16]) for at in range(0, len(raw), 16)}
+                ids = set(_split(allocate.key_ids))
                 if answer == ACCEPTED:
                     self.cut[role] |= ids
-                elif answer == REFUSED:
+                elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
-                both = all(key_id in self.cut[end] for end in ROLES)
-                self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
-                self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
+                self._opened(role, key_id)
+            case ask.OpenKeys():
+                for key_id in answer.key_ids:
+                    self._opened(role, key_id)
+            case RevokeKeys():
+                self.revoked[role].update(answer.revoked)
+            case FollowRevoked(message=message):
+                self.revoked[role].update(_split(message.key_ids))
+            case Compromise():
+                self.scopes[role] += [(scope.first, scope.last) for scope in answer]
+            case FollowCompromise(message=message):
+                self.scopes[role].append((message.first, message.last))
             case ask.KeysDelivered(key_ids=ids):
                 self.acknowledged[role].update(ids)
+
+    def is_out_of_use(self, role: str, key_id: UUID) -> bool:
+        """Whether an end has journalled that a key is revoked, or reached by a compromise."""
+        batch = self._batch_of.get(key_id)
+        reached = batch is not None and any(first <= batch <= last for first, last in self.scopes[role])
+        return reached or key_id in self.revoked[role]
+
+    def _opened(self, role: str, key_id: UUID) -> None:
+        both = all(key_id in self.cut[end] for end in ROLES)
+        self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
+        self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
+        self._demand(not self.is_out_of_use(role, key_id), f"{role} supplies key {key_id}, which is out of use")
 
     def supplied(self, role: str, key_id: UUID, digest: bytes) -> None:
         """An application has a key in its hands."""
@@ -164,6 +193,7 @@ class Rules:
             self._check_batches(lives)
             self._check_keys()
             self._check_deliveries(lives)
+            self._check_revoked(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
@@ -192,7 +222,8 @@ class Rules:
 
     def _check_batches(self, lives: dict[str, Life]) -> None:
         found = {role: lives[role].batches() for role in ROLES}
-        ready = {role: {batch for batch, (state, _) in found[role].items() if state == "ready"} for role in ROLES}
+        kept = ("ready", "compromised")
+        ready = {role: {batch for batch, (state, _) in found[role].items() if state in kept} for role in ROLES}
         self._demand(ready[ALICE] == ready[BOB], f"READY differs: {ready}")
         for role in ROLES:
             self._demand(ready[role] == self.ready[role], f"{role} has lost READY Batches, or has found some")
@@ -201,11 +232,12 @@ class Rules:
             self._demand(state == other, f"Batch {batch} is {state} at alice and {other} at bob")
 
     def _check_keys(self) -> None:
-        alice, bob = self.acknowledged[ALICE], self.acknowledged[BOB]
+        alice, bob = self._in_use(self.acknowledged[ALICE]), self._in_use(self.acknowledged[BOB])
         self._demand(alice == bob, f"delivered at one end only: {alice ^ bob}")
         for role in ROLES:
-            self._demand(set(self.supplied_to[role]) == self.acknowledged[role], f"{role} lost an acknowledgement")
-        allocated = self.cut[ALICE] | self.cut[BOB]
+            supplied = self._in_use(self.supplied_to[role])
+            self._demand(supplied == self._in_use(self.acknowledged[role]), f"{role} lost an acknowledgement")
+        allocated = self._in_use(self.cut[ALICE] | self.cut[BOB])
         self._demand(allocated - self.refused == alice, f"lost: {allocated - self.refused - alice}")
         self._demand(not self.refused & (alice | bob), "a refused key was delivered")
 
@@ -213,8 +245,24 @@ class Rules:
         """Each end knows that the other has delivered."""
         for role, life in lives.items():
             both = life.vault.call(ask.Status()).keys_delivered_both
-            known = len(self.acknowledged[role])
+            known = len(self._in_use(self.acknowledged[role]))
             self._demand(both == known, f"{role} knows of {both} keys delivered at both ends, of {known} that are")
+
+    def _in_use(self, keys: Iterable[UUID]) -> set[UUID]:
+        return {key_id for key_id in keys if not any(self.is_out_of_use(role, key_id) for role in ROLES)}
+
+    def _check_revoked(self, lives: dict[str, Life]) -> None:
+        """Both ends have a key that is out of use at the same stage, and none has bits of it."""
+        for role in ROLES:
+            there = other_role(role)
+            same = set(self.scopes[role]) == set(self.scopes[there])
+            self._demand(same, f"the ends compromise different Batches: {self.scopes}")
+        for key_id in sorted((self.cut[ALICE] | self.cut[BOB]) - self._in_use(self.cut[ALICE] | self.cut[BOB])):
+            stages = [_stage(lives[role], key_id) for role in ROLES]
+            known = [stage for stage in stages if stage is not None]
+            ended = all(stage not in ("allocated", "ready", "delivered") for stage in known)
+            self._demand(ended, f"key {key_id} is revoked, and {stages}")
+            self._demand(len(known) < 2 or known[0] == known[1], f"key {key_id} is at different stages: {stages}")
 
     def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""
@@ -247,6 +295,18 @@ class Rules:
                 self.breaches.append("a key was opened for another application")
             except AccessDeniedError:
                 pass
+
+
+def _split(key_ids: bytes) -> list[UUID]:
+    return [UUID(bytes=key_ids[at : at + 16]) for at in range(0, len(key_ids), 16)]
+
+
+def _stage(life: Life, key_id: UUID) -> str | None:
+    try:
+        stage: str = life.vault.call(ShowKey(key_id=key_id)).state
+    except VaultError:
+        return None
+    return stage
 
 
 def opened(life: Life, key_id: UUID, application: str) -> bytes:

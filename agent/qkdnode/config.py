@@ -4,6 +4,7 @@ Relative paths are relative to the file. Unknown keys, wrong types and values ou
 the key.
 """
 
+import datetime
 import ipaddress
 import tomllib
 from pathlib import Path
@@ -21,7 +22,13 @@ TopicPattern = Annotated[str, Meta(pattern=r"^(\*|[a-z0-9][a-z0-9._/-]{0,125}(\.
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]  # and so finite, as every number must be
 UserId = Annotated[int, Meta(ge=0, lt=2**32)]
+Service = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f\x7f]{1,255}\Z")]  # a SAN of a certificate, a SPIFFE id
+Services = Annotated[tuple[Service, ...], Meta(max_length=16)]
 Backend = Literal["emulated", "libusb"]
+Label = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,64}\Z")]  # for people
+AssetKind = Literal[
+    "node", "link", "module", "qrng", "package", "native", "crypto-module", "platform", "application", "operator"
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +94,8 @@ class NodeSection(Section, frozen=True):
     identity: str  # NAME.identity, made by `qkdnode provision node`
     vault: str  # a file, made at the first start in a directory of mode 0700
     root_key: RootKeySource
+    # days that this node has seen later than this are a mistake of its clock, now put right
+    clock_was_wrong_after: datetime.date | None = None
 
 
 class SupplySection(Section, frozen=True):
@@ -100,6 +109,7 @@ class ApplicationSection(Section, frozen=True):
 
     name: Name
     public: str  # NAME.public, made by `qkdnode provision application`
+    services: Services = ()  # as which it is known: its keys are bound to them
 
 
 class ControlSection(Section, frozen=True):
@@ -231,6 +241,7 @@ class AssociationSection(Section, frozen=True):
     local: Name
     remote: Name
     link: Name
+    remote_services: Services = ()  # the `services` that the far end's configuration gives to `remote`
 
 
 class AlarmsSection(Section, frozen=True):
@@ -289,6 +300,28 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+class AlgorithmSection(Section, frozen=True):
+    """What this node says of one algorithm of the registry: stricter than the registry, never looser."""
+
+    status: Literal["deprecated", "disallowed"] | None = None  # from now on
+    deprecated_from: datetime.date | None = None
+    disallowed_from: datetime.date | None = None
+    replacement: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+
+class AssetSection(Section, frozen=True):
+    """Whose some assets are, and how they are classified. The first table that fits an asset counts."""
+
+    kind: AssetKind | None = None  # None: any
+    name: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,96}\Z")] = "*"  # "*": any
+    owner: Label | None = None
+    classification: Label | None = None
+
+    def __post_init__(self) -> None:
+        if self.owner is None and self.classification is None:
+            raise ValueError("`asset` needs `owner` or `classification`")
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
@@ -304,6 +337,8 @@ class Config(Section, frozen=True):
     control: ControlSection | None = None
     operator: tuple[OperatorSection, ...] = ()
     alarms: AlarmsSection = AlarmsSection()
+    algorithms: dict[str, AlgorithmSection] = {}
+    asset: tuple[AssetSection, ...] = ()
 
     def __post_init__(self) -> None:
         for what, names in (

@@ -15,6 +15,13 @@ class ConfigError(QkdnodeError):
     exit_status = 78
 
 
+class AlgorithmDisallowedError(QkdnodeError):
+    """The node needs an algorithm that the registry or its configuration disallows today; it does not start."""
+
+    code = "ALGORITHM_DISALLOWED"
+    exit_status = 78
+
+
 class KernelError(QkdnodeError):
     """The kernel demanded by QKDNODE_KERNEL is unknown, not built, or not for this CPU."""
 
@@ -139,6 +146,32 @@ class OutOfStockError(VaultError):
     """Not enough stock of the association's link to allocate."""
 
     code = "OUT_OF_STOCK"
+
+
+class PolicyDeniedError(VaultError):
+    """The policy refuses; `rule` names the rule, and the message says why."""
+
+    code = "POLICY_DENIED"
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(f"{reason} [rule {rule}]")
+        self.rule = rule
+
+
+class PolicyError(QkdnodeError):
+    """A policy document, or a change of policy, cannot be; the message names the place."""
+
+    code = "POLICY"
+
+
+class ApprovalError(QkdnodeError):
+    """Approvals do not count; `refusal` names why."""
+
+    code = "APPROVAL"
+
+    def __init__(self, refusal: str, reason: str) -> None:
+        super().__init__(f"{reason} [{refusal}]")
+        self.refusal = refusal
 
 
 class SupplyError(QkdnodeError):

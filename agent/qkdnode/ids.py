@@ -65,13 +65,19 @@ def short_digest(name: str) -> bytes:
 
 
 def binding_digest(
-    *, nodes: tuple[str, str], applications: tuple[str, str], source: str, services: tuple[str, ...] = (), purpose: str
+    *,
+    nodes: tuple[str, str],
+    applications: tuple[str, str],
+    source: str,
+    services: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+    purpose: str,
 ) -> bytes:
-    """32 bytes that bind a key to nodes, applications, source, services and purpose; equal at both ends.
+    """32 bytes that bind a key to nodes, applications, their services, source and purpose; equal at both ends.
 
-    `applications[i]` is served by `nodes[i]`; the pairs are put in the order of the node names.
+    `applications[i]` is served by `nodes[i]` and known as `services[i]`: names of certificates (SAN), SPIFFE ids. The
+    ends are put in the order of the node names, and services in theirs.
     """
-    pairs = sorted(zip(nodes, applications, strict=True))
-    canonical = {"nodes": pairs, "source": source, "services": sorted(services), "purpose": purpose}
+    ends = sorted(zip(nodes, applications, map(sorted, services), strict=True))
+    canonical = {"ends": ends, "source": source, "purpose": purpose}
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(b"qkdnode binding/1\0" + text.encode()).digest()
+    return hashlib.sha256(b"qkdnode binding/2\0" + text.encode()).digest()

@@ -63,6 +63,9 @@ class Random:
 
     def statistics(self) -> None: ...
 
+    def infos(self) -> dict[str, Any]:
+        return {}
+
     def draw(self, size: int) -> SecretBuffer:
         buffer = SecretBuffer(size)
         self.draw_into(buffer)

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from qkdnode.vault import allocations, core, epochs, keys, outbox, receipts, scrub
+from qkdnode.lifecycle.states import Stage
+from qkdnode.vault import allocations, bundles, core, epochs, keys, outbox, receipts, scrub
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import HANDLERS, Outcome, VaultCore, storage_error
 from qkdnode.vault.journal import Journal
@@ -155,7 +156,12 @@ def _refused_bits_stay() -> None:
 
 
 def _ready_before_the_peer() -> None:
-    _replace(allocations, "ALLOCATED", allocations.READY)
+    right = bundles.make
+
+    def make(store: Store, association: Any, cut: Any, stage: Stage, material: Any, *, own: bool) -> Any:
+        return right(store, association, cut, Stage.READY, material, own=own)
+
+    _replace(bundles, "make", make)
 
 
 def _delivered_key_comes_again() -> None:

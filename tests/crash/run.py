@@ -1,13 +1,14 @@
 """`python -m crash`: all of it; one summary line, and a status other than 0 if anything is wrong or not caught.
 
-CRASH_SHORT=1 makes it end within a minute. `--fault`, `--state` play one point again that a line has named.
+CRASH_SHORT=1 makes it end within a minute. `--part` does a part of it alone: the long run can be done in pieces.
+`--fault`, `--state` play one point again that a line has named.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Container
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
@@ -22,7 +23,8 @@ from crash.sweep import Found
 from qkdnode.ids import ROLES
 
 DESCRIPTION = __doc__
-OPERATIONS = 1050  # of one recording, about: to share out the states
+OPERATIONS, DISTINCT = 1160, 0.57  # of one recording, and the share of draws that give a new state: about
+FAULTS, STATES, BUGS, LEAKS, AGENTS = PARTS = ("faults", "states", "bugs", "leaks", "agents")
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -75,26 +77,29 @@ def _named(name: str) -> sweep.Control:
 def cuts_for(states: int, shares: int, seed: int) -> list[Cuts]:
     """Cuts that rebuild about so many states of both ends, in shares: at every cut 3 sure states and 2 of each draw."""
     each = states / len(ROLES)
-    stride = max(1, round(OPERATIONS * 4 / each))  # of 5 at a cut one or two are like others
-    draws = max(1, round((each / OPERATIONS * stride - 2) / 2 + 0.5))
+    stride = max(1, round(OPERATIONS * 4 / each))
+    draws = max(1, round((each / (OPERATIONS * DISTINCT) * stride - 3) / 2))
     return [Cuts(share * stride, shares * stride, draws, seed) for share in range(shares)]
 
 
-def run(budget: Budget, seed: int) -> int:
-    """Everything; the exit status."""
+def run(budget: Budget, seed: int, parts: Container[str] = PARTS) -> int:
+    """Everything, or these parts of it; the exit status."""
     began = time.monotonic()
     faults, losses, caught = Found(), Found(), Found()
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 2, mp_context=get_context("spawn")) as pool:
-        recorded = [pool.submit(_record, role) for role in ROLES]
-        lines = [pool.submit(_sweep, line) for line in sweep.lines(budget.strides, offset=seed)]
-        if budget is not SHORT:
+        recorded = [pool.submit(_record, role) for role in ROLES if STATES in parts]
+        lines = [pool.submit(_sweep, line) for line in sweep.lines(budget.strides, offset=seed) if FAULTS in parts]
+        if FAULTS in parts and budget is not SHORT:
             keeping = sweep.lines({**budget.strides, WRITE: 3, SYNC: 3}, offset=seed, script="keeping")
             lines += [pool.submit(_sweep, line) for line in keeping]
-        looks = [pool.submit(_sweep_control, control.name) for control in sweep.controls()]
-        looks += [pool.submit(_power_control, budget.control_stride, control.name) for control in powerloss.controls()]
-        looks += [pool.submit(_leak_control, control.name) for control in leaks.controls()]
-        leak = pool.submit(partial(leaks.scan, dump=budget.dumps))
-        agents = pool.submit(agents_under_fault.runs, budget.agents, seed)
+        looks: list[Future[Found]] = []
+        if BUGS in parts:
+            stride = budget.control_stride
+            looks += [pool.submit(_sweep_control, control.name) for control in sweep.controls()]
+            looks += [pool.submit(_power_control, stride, control.name) for control in powerloss.controls()]
+            looks += [pool.submit(_leak_control, control.name) for control in leaks.controls()]
+        leak = pool.submit(partial(leaks.scan, dump=budget.dumps)) if LEAKS in parts else None
+        agents = pool.submit(agents_under_fault.runs, budget.agents, seed) if AGENTS in parts else None
         checks = [
             pool.submit(powerloss.check, future.result(), cuts)
             for future in recorded
@@ -104,7 +109,8 @@ def run(budget: Budget, seed: int) -> int:
         faults = sum((line.result() for line in lines), faults)
         looked = [look.result() for look in looks]
         caught = sum(looked, caught)
-        (leaked, searched), whole = leak.result(), agents.result()
+        leaked, searched = leak.result() if leak is not None else (Found(), "no scans")
+        whole = agents.result() if agents is not None else Found()
     violations = faults.violations + losses.violations + leaked.violations + whole.violations
     for violation in violations + caught.violations:
         print(violation)
@@ -134,6 +140,7 @@ def main() -> int:
     parser.add_argument("--script", default="", choices=["", "keeping"], help="what is played under --fault")
     parser.add_argument("--state", help="rebuild this state alone: ROLE:OPERATION:LOSS:SEED.DRAW")
     parser.add_argument("--states", type=int, help="states to rebuild")
+    parser.add_argument("--part", action="append", choices=PARTS, help="do this part alone; may be given again")
     chosen = parser.parse_args()
     if chosen.fault:
         return replay(lambda own: sweep.replay(own, Fault.parse(chosen.fault), chosen.script))
@@ -142,4 +149,4 @@ def main() -> int:
     budget = SHORT if os.environ.get("CRASH_SHORT") else LONG
     if chosen.states:
         budget = msgspec.structs.replace(budget, states=chosen.states)
-    return run(budget, chosen.seed)
+    return run(budget, chosen.seed, chosen.part or PARTS)

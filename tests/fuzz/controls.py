@@ -10,7 +10,7 @@ import msgspec
 
 from fuzz.engine import Finding, replay, search
 from fuzz.targets import TARGET_OF_NAME
-from qkdnode.access import allowlist
+from qkdnode.access import allowlist, approvals
 from qkdnode.audit import checkpoint, events, export, merkle, receipt, verifier
 from qkdnode.authentication import session as link_session
 from qkdnode.channel import gate
@@ -18,8 +18,10 @@ from qkdnode.channel import session as supply_session
 from qkdnode.client import subscriber
 from qkdnode.device import identity
 from qkdnode.distill import batch
+from qkdnode.lifecycle.policy import decision
 from qkdnode.node import provision
 from qkdnode.supply import protocol
+from qkdnode.vault import rows
 from qkdnode.wire import codec, supply
 
 
@@ -91,7 +93,7 @@ CONTROLS: tuple[Control, ...] = (
         name="on_done",
         old="isinstance(event.result, Exception)",
         new="False",
-        inputs=200,
+        inputs=2000,
     ),
     Control(
         what="a sealed message is opened twice",
@@ -166,6 +168,40 @@ CONTROLS: tuple[Control, ...] = (
         name="__init__",
         old="if entry in taken:",
         new="if entry in taken and False:",
+    ),
+    Control(
+        what="a rule that forbids no longer wins",
+        target="file/policy",
+        owner=decision,
+        name="standing",
+        old="(Effect.FORBID, Effect.PERMIT)",
+        new="(Effect.PERMIT, Effect.FORBID)",
+        inputs=200,
+    ),
+    Control(
+        what="the age of a key at its release is not checked",
+        target="file/policy",
+        owner=decision,
+        name="_untimely",
+        old="age_ns is not None and",
+        new="False and",
+        inputs=200,
+    ),
+    Control(
+        what="one person may approve twice",
+        target="file/approvals",
+        owner=approvals,
+        name="check_approvals",
+        old="_demand_different(signers)",
+        new="pass",
+    ),
+    Control(
+        what="an approval of the version before is accepted",
+        target="file/approvals",
+        owner=approvals,
+        name="_signer",
+        old="_demand_same(request, approval, who)",
+        new="request = GuardedRequest(approval.kind, approval.node, approval.particulars)",
     ),
     Control(
         what="a leaf has other spellings",
@@ -246,6 +282,15 @@ CONTROLS: tuple[Control, ...] = (
         name="decode",
         old="or len(data) != _SIZE.size + HASH_BYTES * size.bit_count()",
         new="",
+    ),
+    Control(
+        what="a row of the vault is read with whatever types stand in it",
+        target="vault/file",
+        owner=rows,
+        name="each_row",
+        old="tuple(map(type, row)) != kinds",
+        new="False",
+        inputs=100,
     ),
 )
 

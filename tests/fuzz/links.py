@@ -13,7 +13,7 @@ from fuzz.examples import example, integers
 from fuzz.mutation import framed
 from qkdnode.authentication import session as sessions
 from qkdnode.distill import effects as fx
-from qkdnode.errors import LocalProtocolError, QkdnodeError, RemoteProtocolError
+from qkdnode.errors import AuthenticationError, LocalProtocolError, QkdnodeError, RemoteProtocolError
 from qkdnode.ids import ALICE, BOB, PadAddress, short_digest
 from qkdnode.native.secret import WorkingBuffer
 from qkdnode.vault.records import pack_batch, unpack_batch
@@ -170,7 +170,12 @@ class TamperingEnd(DistillEnd):
             self.said.append(message)
             if len(self.said) - 1 == self.at and self.instead is not None:
                 message = self.instead
-        super().say(message)
+        try:
+            super().say(message)
+        except AuthenticationError as error:
+            if message is not self.instead:
+                raise
+            raise RemoteProtocolError(f"the liar's own session does not seal it: {error}") from None
 
 
 def distil(at: int, instead: Message | None, role: str = BOB) -> tuple[TamperingEnd, TamperingEnd]:

@@ -43,7 +43,7 @@ ENVIRONMENT = {
 }
 LENGTH = struct.Struct("<I")
 ANSWER_S = 20.0
-PLANTED_INPUTS = 4_000
+PLANTED_INPUTS = 40_000  # a planted bug takes one or two thousand, now and then several times that
 
 
 class Bug(msgspec.Struct, frozen=True):

@@ -1,13 +1,15 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, operators, subscribers, supplies, vault_files
+from fuzz import audits, devices, files, kernels, links, operators, policies, subscribers, supplies, vault_files
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
+    ApprovalError,
     AuditError,
     AuthenticationError,
     ConfigError,
     DeviceError,
+    PolicyError,
     ProtocolError,
     QkdnodeError,
     RemoteProtocolError,
@@ -276,6 +278,26 @@ TARGETS: tuple[Target, ...] = (
         decoders=("node.provision.load_pair",),
         cost=3,
     ),
+    Target(
+        name="file/policy",
+        run=policies.take_policy,
+        seeds=policies.policy_seeds,
+        mutators=(as_toml, as_toml, as_toml, as_bytes),
+        allowed=(PolicyError,),
+        modules=("qkdnode.lifecycle.policy.document", "qkdnode.lifecycle.policy.check"),
+        decoders=("lifecycle.policy.document.parse",),
+        cost=30,
+    ),
+    Target(
+        name="file/approvals",
+        run=policies.take_approvals,
+        seeds=policies.approval_seeds,
+        mutators=(as_json, as_json, as_bytes),
+        allowed=(ApprovalError,),
+        modules=("qkdnode.access.approvals",),
+        decoders=("access.approvals.decode_approval",),
+        cost=5,
+    ),
     # The audit log
     Target(
         name="audit/leaf",
@@ -382,7 +404,7 @@ TARGETS: tuple[Target, ...] = (
         name="vault/file",
         run=vault_files.take_vault,
         seeds=vault_files.vault_seeds,
-        mutators=(behind(vault_files.CELL.size, as_msgpack),),
+        mutators=(vault_files.as_written,),
         allowed=(QkdnodeError,),
         modules=(
             "qkdnode.vault.core",
@@ -390,9 +412,10 @@ TARGETS: tuple[Target, ...] = (
             "qkdnode.vault.service",
             "qkdnode.vault.journal",
             "qkdnode.vault.records",
+            "qkdnode.vault.rows",
         ),
-        decoders=("vault.store.Store._genuine",),
-        cost=300,
+        decoders=("vault.store.Store._genuine", "vault.rows.each_row"),
+        cost=600,
         memory=64 * MIB,
     ),
 )

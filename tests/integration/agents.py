@@ -1,6 +1,7 @@
 """Agents and applications as real processes on emulated devices, to be started, killed and questioned."""
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -61,7 +62,7 @@ class Process:
     def _read(self) -> None:
         for text in self._pipe:
             with self._changed:
-                if text.startswith("{"):
+                if text.startswith("{") and text.endswith("\n"):  # or a kill has cut it off
                     self.lines.append(json.loads(text))
                 else:
                     self.words.append(text.rstrip())
@@ -126,7 +127,8 @@ class Process:
             self.child.wait()
             raise AssertionError(f"{self.name} did not end within {PATIENCE_S:.0f} s: {self.shown()}") from None
         finally:
-            self._reader.join(5)
+            self._reader.join(PATIENCE_S)
+            assert not self._reader.is_alive(), f"{self.name} has ended, and somebody still holds its output"
             self._pipe.close()
         return status
 
@@ -269,6 +271,40 @@ class Site:
         return process
 
 
+class Operator:
+    """`qkdnode COMMAND --config NODE.toml` as one operator."""
+
+    def __init__(self, site: Site, node: str, file: Path) -> None:
+        self._options = ["--config", str(site.directory / f"{node}.toml")]
+        self._environment = {**os.environ, "QKDNODE_OPERATOR": str(file)}
+
+    def run(self, *arguments: str | Path, status: int = 0) -> str:
+        """What a command says, which ends with this exit status."""
+        done = subprocess.run(
+            [sys.executable, "-m", "qkdnode", *map(str, arguments), *self._options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=self._environment,
+        )
+        assert done.returncode == status, f"{arguments}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout if status == 0 else done.stderr
+
+    def answer(self, *arguments: str) -> Any:
+        """The one JSON object of a command."""
+        return json.loads(self.run(*arguments, "--json"))
+
+    def until(self, wanted: Callable[[Any], Any], *arguments: str) -> Any:
+        """Ask until the answer is as wanted."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not wanted(answer := self.answer(*arguments)):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
+        return answer
+
+
 # The keys in all Bundles of a vault, one by one.
 KEYS = """(
     WITH RECURSIVE places (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM places WHERE i < 127)
@@ -276,9 +312,10 @@ KEYS = """(
         hex(substr(key_ids, 16 * i + 1, 16)) AS id,
         CASE substr(states, i + 1, 1)
             WHEN x'61' THEN 'allocated' WHEN x'72' THEN 'ready' WHEN x'64' THEN 'delivered'
-            WHEN x'62' THEN 'burnt' WHEN x'78' THEN 'damaged'
+            WHEN x'62' THEN 'burnt' WHEN x'78' THEN 'damaged' WHEN x'63' THEN 'compromised' WHEN x'7A' THEN 'destroyed'
+            WHEN x'65' THEN 'deactivated'
         END AS state,
-        application, delivery, number * 128 + i AS place
+        application, delivery, hex(batch) AS batch, number * 128 + i AS place
     FROM bundles JOIN places ON i < length(states)
 )"""
 

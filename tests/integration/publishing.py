@@ -28,7 +28,7 @@ from qkdnode.vault.service import Vault
 
 ANYWHERE = "tcp://127.0.0.1:*"
 TOPICS = {"app-a": ("*",), "app-b": ("keys.a-b", "link.*"), "node-c": ("alarm", "checkpoint")}
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 BATCH = 64
 PLENTY = Retention(1_000_000, 100_000.0)
 

@@ -1,17 +1,17 @@
 """A running agent driven through its control socket, by the commands that an operator has."""
 
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import PATIENCE_S, Site, both_applications, two_nodes, wait_for_keys
+from agents import Operator, Site, both_applications, keys, two_nodes, wait_for_keys
+from click.testing import CliRunner, Result
 
+from qkdnode.cli.main import group
 from qkdnode.node.provision import provision_operator
 
 
@@ -19,40 +19,6 @@ from qkdnode.node.provision import provision_operator
 def site() -> Iterator[Site]:
     with Site() as made:
         yield made
-
-
-class Operator:
-    """`qkdnode COMMAND --config NODE.toml` as one operator."""
-
-    def __init__(self, site: Site, node: str, file: Path) -> None:
-        self._options = ["--config", str(site.directory / f"{node}.toml")]
-        self._environment = {**os.environ, "QKDNODE_OPERATOR": str(file)}
-
-    def run(self, *arguments: str | Path, status: int = 0) -> str:
-        """What a command says, which ends with this exit status."""
-        done = subprocess.run(
-            [sys.executable, "-m", "qkdnode", *map(str, arguments), *self._options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=self._environment,
-        )
-        assert done.returncode == status, f"{arguments}: {done.returncode}: {done.stdout}{done.stderr}"
-        return done.stdout if status == 0 else done.stderr
-
-    def answer(self, *arguments: str) -> Any:
-        """The one JSON object of a command."""
-        return json.loads(self.run(*arguments, "--json"))
-
-    def until(self, wanted: Callable[[Any], Any], *arguments: str) -> Any:
-        """Ask until the answer is as wanted."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not wanted(answer := self.answer(*arguments)):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.1)
-        return answer
 
 
 def link(answer: Any) -> Any:
@@ -80,6 +46,17 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     shown = olga.answer("keys", "list", "--limit", "3")
     assert [key["local"] for key in shown["keys"]] == ["app-a"] * 3
     assert olga.answer("keys", "show", shown["keys"][0]["key_id"]) == shown["keys"][0]
+
+    inventory = anna.answer("inventory", "list")
+    assets = {(asset["kind"], asset["name"]): asset for asset in inventory["list"]}
+    assert {asset["version"] for (kind, _), asset in assets.items() if kind in ("module", "qrng")} == {"0.1.0"}
+    assert len(assets["package", "qkdnode"]["digest"]) == 64
+    assert inventory["unassigned"] == inventory["assets"] == len(assets)
+    assert "default-deny" in max_.run("inventory", "list", status=77)
+    for format_ in ("sbom", "cbom"):
+        anna.run("inventory", "export", site.directory / format_, "--format", format_)
+        assert json.loads((site.directory / format_).read_text())["specVersion"] == "1.6"
+    assert not [alarm for alarm in olga.answer("alarms")["alarms"] if alarm["code"] == "ASSET_CHANGED"]
 
     olga.run("pause", "line")
     bob.wait_for("Bob paused", lambda line: line.get("links", {}).get("line", {}).get("state") == "PAUSED")
@@ -134,3 +111,65 @@ def test_an_agent_is_watched_paused_reloaded_exported_and_stopped_through_its_so
     assert not (site.directory / "alice.control" / "socket").exists()
     assert "no agent listens" in nora.run("status", status=69)
     assert site.audit_is_valid("alice")
+
+
+POLICY = """
+format = "qkdnode-policy/1"
+levels = ["open"]
+[[class]]
+name = "bulk"
+label = "open"
+purpose = "bulk-encryption"
+max_age_at_release_s = 600
+[[rule]]
+name = "everybody"
+effect = "permit"
+"""
+
+
+def command(site: Site, node: str, operator: Path, *arguments: str | Path) -> Result:
+    """A command in this process: it starts at once."""
+    options = ["--config", str(site.directory / f"{node}.toml"), "--as", str(operator)]
+    return CliRunner().invoke(group, [*map(str, arguments), *options])
+
+
+def test_agents_keep_serving_while_their_policy_is_switched(site: Site) -> None:
+    two_nodes(site)
+    people = {
+        node: [
+            site.operator(f"{name}-{node}", node, role) for name, role in (("o", "operator"), ("s", "security-officer"))
+        ]
+        for node in ("alice", "bob")
+    }
+    agents = [site.agent(node) for node in people]
+    app_a, app_b = both_applications(site)
+    wait_for_keys(app_a, 10)
+    file = site.directory / "policy.toml"
+    file.write_text(POLICY)
+    for (node, files), agent in zip(people.items(), agents, strict=True):
+        approvals = [site.directory / f"{path.stem}.approval" for path in files]
+        for person, approval in zip(files, approvals, strict=True):
+            assert command(site, node, person, "policy", "approve", file, "--out", approval).exit_code == 0
+        given = [argument for approval in approvals for argument in ("--approval", approval)]
+        assert "[too-few]" in str(command(site, node, files[0], "policy", "apply", file, *given[:2]).exception)
+        applied = command(site, node, files[0], "policy", "apply", file, *given)
+        assert "version 1 of the policy is in force" in applied.output
+        if node == "alice":  # until bob has it too the ends do not agree, and say so
+            agent.wait_for("alarm POLICY", lambda line: line.get("code") == "POLICY")
+    delivered = "SELECT number FROM bundles WHERE class = 'bulk' AND policy = 1 AND delivered_ns IS NOT NULL"
+    for node in people:
+        site.wait_for_row(node, "key of the new class that its application has", delivered)
+    wait_for_keys(app_b, 10)
+    here, there = keys(app_a), keys(app_b)
+    assert all(digest == there.get(key_id, digest) for key_id, digest in here.items())
+
+
+def test_an_agent_does_not_start_with_what_is_disallowed_and_says_what_instead(site: Site) -> None:
+    two_nodes(site)
+    site.configs["alice"]["algorithms"] = {"AES-256-GCM": {"status": "disallowed", "replacement": "ChaCha20-Poly1305"}}
+    alice = site.agent("alice")
+    assert alice.wait() == 78, alice.shown()
+    assert (
+        "AES-256-GCM (keys, stock and pads at rest; keys on the way to an application) is disallowed" in alice.shown()
+    )
+    assert not site.vault("alice").exists()

@@ -1,7 +1,6 @@
 """docs/control.md by its word: every command in it is run, and shows what the page says that it shows."""
 
 import contextlib
-import doctest
 import io
 import re
 import shlex
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from console import Shell, blocks, demand_shown, examples
 from control_node import ControlNode
 
 from qkdnode.access.rules import RULES, Action, Role
-from qkdnode.cli.main import COMMANDS, group
+from qkdnode.cli.main import COMMANDS
 from qkdnode.control.desk import ACTIONS
-from qkdnode.errors import QkdnodeError
 from qkdnode.wire import control as wire
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/control.md").read_text()
@@ -29,52 +27,10 @@ root_key = { passphrase_file = "passphrase" }
 [control]
 socket = "control/socket"
 """
-MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OVER_CONTROL = {
     "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
-    "audit",
+    "audit", "policy",
 }  # fmt: skip
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
-
-
-def examples() -> list[tuple[str, str]]:
-    """Every command of the page with what it shows."""
-    found = []
-    for block in blocks("console"):
-        for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, shown = example.partition("\n")
-            found.append((command, shown))
-    return found
-
-
-class Shell:
-    """As much of a shell as the page needs."""
-
-    def __init__(self) -> None:
-        self.environment: dict[str, str] = {}
-        self.status = 0
-
-    def run(self, command: str) -> str:
-        program, *arguments = shlex.split(command)
-        if program == "export":
-            name, _, value = arguments[0].partition("=")
-            self.environment[name] = value
-            return ""
-        if program == "echo":
-            assert arguments == ["$?"]
-            return f"{self.status}\n"
-        assert program == "qkdnode"
-        result = CliRunner().invoke(group, arguments, env=self.environment, prog_name="qkdnode")
-        if isinstance(result.exception, QkdnodeError):
-            self.status = result.exception.exit_status
-            return f"{result.output}qkdnode: {result.exception}\n"
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        self.status = result.exit_code
-        return result.output
 
 
 @pytest.fixture
@@ -88,26 +44,22 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlNod
 
 
 def test_every_command_of_the_page_shows_what_the_page_says(site: ControlNode) -> None:
-    shell, checker = Shell(), doctest.OutputChecker()
-    for command, wanted in examples():
+    shell = Shell()
+    for command, wanted in examples(PAGE):
         if command.startswith("qkdnode top") and "--once" not in command:
             continue  # it does not end
-        got = shell.run(command)
-        if wanted.strip() != "...":
-            wanted = "\n".join(line.rstrip() for line in wanted.splitlines()).strip("\n") + "\n"
-        got = "\n".join(line.rstrip() for line in got.splitlines()).strip("\n") + "\n"
-        assert checker.check_output(wanted, got, MATCHED), f"$ {command}\nshows\n{got}\nand not\n{wanted}"
+        demand_shown(command, wanted, shell.run(command))
     assert [done[0] for done in site.agent.done].count("shutdown") == 1
 
 
 def test_the_page_shows_every_command_that_reaches_an_agent() -> None:
-    shown = {shlex.split(command)[1] for command, _ in examples() if command.startswith("qkdnode ")}
+    shown = {shlex.split(command)[1] for command, _ in examples(PAGE) if command.startswith("qkdnode ")}
     assert shown >= OVER_CONTROL
     assert set(COMMANDS) >= OVER_CONTROL
 
 
 def test_the_program_of_the_page_runs(site: ControlNode) -> None:
-    (program,) = blocks("python")
+    (program,) = blocks(PAGE, "python")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(program, "docs/control.md", "exec"), {})
@@ -134,7 +86,10 @@ def test_the_page_has_every_request_with_its_fields_its_answer_and_its_action(re
         assert f"`{field.name}`" in row
 
 
-@pytest.mark.parametrize("answer", sorted({*wire.ANSWERS.values(), wire.LinkStatus, wire.DeviceStatus}, key=repr))
+@pytest.mark.parametrize(
+    "answer",
+    sorted({*wire.ANSWERS.values(), wire.LinkStatus, wire.DeviceStatus, wire.Asset, wire.AlgorithmEntry}, key=repr),
+)
 def test_the_page_names_every_field_of_every_answer(answer: type[wire.Answer]) -> None:
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{answer.__name__}` |")]
     assert not [field.name for field in msgspec.structs.fields(answer) if f"`{field.name}`" not in row]

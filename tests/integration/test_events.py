@@ -19,6 +19,7 @@ from qkdnode.channel.publisher import MAX_SUBSCRIPTIONS, Publisher
 from qkdnode.channel.socket import Limits
 from qkdnode.client import Events, Missed, Occurrence, SignedCheckpoint
 from qkdnode.errors import AccessDeniedError, ConfigError, SupplyError, VaultError
+from qkdnode.supply.events import WAITING_REQUESTS
 from qkdnode.supply.replay import NodeState, Retention
 from qkdnode.vault.requests import Checkpoint, EventsAfter, LeavesAfter, Request
 from qkdnode.wire.events import MAX_PAGE_BYTES, MAX_PUBLISHED_BYTES, Refused, Replay, Replayed, decode_answer, encode
@@ -447,18 +448,30 @@ def test_malformed_requests_are_answered_counted_and_journalled_and_hurt_nobody(
 def test_requests_in_a_flood_are_refused_beyond_a_few(tmp_path: Path) -> None:
     async def test(node: Publishing) -> None:
         context = zmq.asyncio.Context()
+        over = asyncio.Event()
+
+        async def hold(request: Request) -> None:
+            if isinstance(request, LeavesAfter) and request.position == 0:
+                await over.wait()  # no answer is made while the flood comes
+
+        def taken() -> int:
+            return 300 - node.server.statistics().refused_replays
+
         async with node.running(), bare(node.socket(context, zmq.DEALER, "app-a")) as (asker,):
+            node.delay = hold
             for number in range(300):
                 await asker.send(encode(Replay(number, 0, 0, ("node",))))
-            answers = []
-            while await asker.poll(300):
-                answers.append(decode_answer(await asker.recv()))
-            assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"busy"}
-            assert 4 <= sum(isinstance(answer, Replayed) for answer in answers) < 100
+            await until(lambda: taken() <= WAITING_REQUESTS + 1)  # one more is being answered
+            over.set()
+            await until(lambda: node.server.statistics().replays == taken())
             await asker.send(encode(Replay(1000, 0, 0, ("node",))))
-            last = decode_answer(await asyncio.wait_for(asker.recv(), PATIENCE_S))
+            answers: list[Any] = []
+            while not answers or answers[-1].request != 1000:
+                answers.append(decode_answer(await asyncio.wait_for(asker.recv(), PATIENCE_S)))
+            *flood, last = answers
             assert isinstance(last, Replayed)
-            assert last.request == 1000
+            assert {answer.code for answer in flood if isinstance(answer, Refused)} == {"busy"}
+            assert 4 <= sum(isinstance(answer, Replayed) for answer in flood) == taken() <= WAITING_REQUESTS + 1
         context.destroy(0)
 
     run(tmp_path, test)

@@ -132,7 +132,10 @@ def test_the_service_manager_hears_of_start_life_and_stop_but_not_while_the_vaul
     other = sqlite3.connect(site.vault("alice"), isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")  # nobody else can commit
-        manager.heard(0.6)
+        until = time.monotonic() + PATIENCE_S
+        while get(f"{address}/healthz")[0] != 503:
+            assert time.monotonic() < until, "it does not notice that its vault is held up"
+        manager.heard(0.6)  # what was on its way
         assert "WATCHDOG=1" not in manager.heard(1.2)
         status, text = get(f"{address}/healthz")
         assert (status, json.loads(text)["alive"]) == (503, False)

@@ -22,6 +22,7 @@ from typing import Any
 import apsw
 import msgspec
 import numpy as np
+from approving import application_of, policy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from link_rules import Rules
 from virtual_time import VirtualTimeLoop
@@ -118,8 +119,8 @@ def open_vault(directory: Path, role: str, draws: random.Random, *, create: bool
 
 
 @functools.cache
-def provisioned(pads: int, stranger: str | None = None) -> Path:
-    """Both vaults with the pair's first key and, but at a stranger, the association, to be copied."""
+def provisioned(pads: int) -> Path:
+    """Both vaults with the pair's first key and the association, to be copied."""
     place = Path(tempfile.mkdtemp(prefix="qkdnode-pair-", dir=MEMORY))
     atexit.register(shutil.rmtree, place)
     material = hashlib.shake_256(b"the pair").digest(32 * pads)
@@ -131,8 +132,6 @@ def provisioned(pads: int, stranger: str | None = None) -> Path:
                     link=LINK, role=role, peer=peer, pair=b"pair", material=SecretBuffer.copy_of(material)
                 )
             )
-            if role == stranger:
-                continue
             vault.call(
                 ask.Associate(
                     association=ASSOCIATIONS[role],
@@ -172,7 +171,7 @@ class Plan(msgspec.Struct, frozen=True):
     windows: int = 24
     pads: int = 700  # of each direction
     target_pads: int = 200
-    stranger: str | None = None  # who has not heard of the applications
+    switches: str | None = None  # whose policy gets other terms just as the peer's first keys come in
     restored: str | None = None  # whose vault is put back to an older copy
     copied_s: float = 0.0
     restored_s: float | None = 0.0  # after the copy was taken; None: when a fault says so
@@ -321,7 +320,15 @@ class Life:
 
     # --- the vault ---
 
+    def switch_policy(self) -> None:
+        """The class of before with other terms, once."""
+        if self.vault.call(ask.CurrentPolicy()).number == 0:
+            document = policy("lifetime_s = 60", name="qkd", purpose="session")
+            self.vault.call(application_of(self.vault.call, NODES[self.role], START_NS, document))
+
     async def ask(self, request: Any) -> Any:
+        if isinstance(request, ask.AcceptAllocation) and self.world.plan.switches == self.role:
+            self.switch_policy()
         fault = self.world.fault_of(self.role, type(request).__name__)
         if fault is not None and fault.act == "refuse":
             raise DiskFullError("the disk is full")
@@ -421,7 +428,7 @@ class World:
         return self
 
     async def _play(self) -> None:
-        template = provisioned(self.plan.pads, self.plan.stranger)
+        template = provisioned(self.plan.pads)
         for role in ROLES:
             self.start(role, self._copy(template / role))
         if self.plan.restored is not None:

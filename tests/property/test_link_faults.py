@@ -8,7 +8,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from link_world import WINDOW_S, Fault, Pace, Plan, World
+from link_world import CREDIT, WINDOW_S, Fault, Pace, Plan, World
 from msgspec.structs import replace
 
 from qkdnode.ids import ALICE, BOB, ROLES
@@ -157,12 +157,13 @@ def test_an_answer_turned_into_its_contrary_is_not_believed() -> None:
     holds(Plan((Fault(BOB, "BatchAnswer", 1, "contradict"), Fault(BOB, "BatchAnswer", 3, "contradict"))))
 
 
-@pytest.mark.parametrize("stranger", ROLES)
-def test_a_refused_allocation_is_burnt_at_both_ends(stranger: str) -> None:
-    world = World(Plan(windows=12, stranger=stranger)).play()
+@pytest.mark.parametrize("role", ROLES)
+def test_a_policy_that_is_switched_while_keys_are_cut_burns_those_at_both_ends_and_stops_no_other(role: str) -> None:
+    world = World(Plan(windows=12, switches=role)).play()
     assert world.rules.breaches == []
-    assert world.rules.refused
-    assert not world.rules.acknowledged[ALICE] | world.rules.acknowledged[BOB]
+    refused = len(world.rules.refused)
+    assert 0 < refused <= 2 * CREDIT
+    assert all(life.alarms["POLICY"] for life in world.lives.values())
 
 
 def test_an_older_copy_skips_the_pads_that_went_out_unseen() -> None:

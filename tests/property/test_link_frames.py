@@ -14,7 +14,7 @@ MESSAGES: tuple[Message, ...] = (
     Greeting(
         NODES[ALICE], LINK, b"pair", b"start 01", 3, b"", 0, False, "", STATEMENT, 4, (PadSpan(PROVISIONED, 8, 12),)
     ),
-    Subscription("payroll", "ledger", True, 256, 6),
+    Subscription("payroll", "ledger", True, 256, 6, "its", bytes(32), bytes(32)),
     Delivered(7, "payroll", bytes(16)),
 )
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
+import msgspec
+import pytest
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.errors import DiskFullError
@@ -30,6 +32,8 @@ from qkdnode.wire.messages import (
 )
 
 HERE = Association("payroll", "ledger", "line")
+TERMS, BINDING = bytes([1]) * 32, bytes([2]) * 32
+ENTITLED = ask.Entitlement(True, "rule", "", 0, "its", TERMS, BINDING, 0, 2**31, "")
 
 
 class End:
@@ -45,9 +49,10 @@ class End:
         self.told: list[str] = []
         self.outbox: list[ask.OutboxEntry] = []
         self.outstanding = 0
+        self.entitled = ENTITLED
         self.refused: set[int] = set()
         self.answers: dict[type[Any], Callable[[Any], Any]] = {
-            ask.Outstanding: lambda request: self.outstanding,
+            ask.Entitle: lambda request: msgspec.structs.replace(self.entitled, outstanding=self.outstanding),
             ask.NeighbourOutbox: lambda request: tuple(
                 [entry for entry in self.outbox if entry.number > request.after][: request.limit]
             ),
@@ -120,7 +125,7 @@ class End:
         return self
 
     def subscribe(self, credit: int) -> None:
-        self.agreement.take(Subscription("ledger", "payroll", True, 256, credit))
+        self.agreement.take(Subscription("ledger", "payroll", True, 256, credit, "its", TERMS, BINDING))
         self.agreement.subscribed(LocalSubscription(HERE, True, 256, credit))
 
     def of(self, kind: type[Any]) -> list[tuple[float, Any]]:
@@ -128,7 +133,7 @@ class End:
 
 
 def allocate(number: int) -> Allocate:
-    return Allocate(number, "ledger", "payroll", BatchId(1, 1), 0, 256, bytes(16))
+    return Allocate(number, "ledger", "payroll", BatchId(1, 1), 0, 256, bytes(16), "its", bytes(32))
 
 
 def test_notices_that_come_together_are_journalled_together_and_answered_in_one_message() -> None:
@@ -227,6 +232,96 @@ def test_a_request_that_is_not_settled_at_the_peer_is_sent_again_soon() -> None:
     sent = [(at, one.request) for at, one in end.of(Allocate)]
     assert [number for _, number in sent] == [5, 6, 5]
     assert 1.5 + agreement.RETRY_S <= sent[-1][0] < 3.0
+
+
+def subscription(**changes: Any) -> Subscription:
+    return msgspec.structs.replace(Subscription("ledger", "payroll", True, 256, 64, "its", TERMS, BINDING), **changes)
+
+
+def test_both_ends_hear_which_class_and_terms_the_other_would_cut_and_again_when_they_change() -> None:
+    end = End()
+
+    def switch() -> None:
+        end.entitled = msgspec.structs.replace(ENTITLED, key_class="bulk", terms=bytes(32))
+        end.agreement.wake()
+
+    def forbid() -> None:
+        end.entitled = msgspec.structs.replace(ENTITLED, allowed=False, key_class="", terms=b"", binding=b"")
+        end.agreement.wake()
+
+    end.play(3.0, (0.1, lambda: end.subscribe(64)), (0.5, switch), (1.0, forbid))
+    told = [(one.key_class, one.terms, one.binding) for _, one in end.of(Subscription)]
+    assert told == [("its", TERMS, BINDING), ("bulk", bytes(32), BINDING), ("", b"", b"")]
+
+
+@pytest.mark.parametrize(
+    ("entitled", "remote", "code"),
+    [
+        ({"allowed": False, "rule": "not-now", "reason": "closed"}, {}, "POLICY"),
+        ({}, {"key_class": "", "terms": b"", "binding": b""}, "POLICY"),
+        ({}, {"key_class": "bulk"}, "POLICY"),
+        ({}, {"terms": bytes(32)}, "POLICY"),
+        ({}, {"binding": bytes(32)}, "CONFIG"),
+        ({}, {"size_bits": 512}, "CONFIG"),
+    ],
+)
+def test_no_bit_is_cut_while_the_ends_do_not_agree_on_what_a_key_is(
+    entitled: dict[str, Any], remote: dict[str, Any], code: str
+) -> None:
+    end = End()
+    end.entitled = msgspec.structs.replace(ENTITLED, **entitled)
+
+    def subscribe() -> None:
+        end.agreement.take(subscription(**remote))
+        end.agreement.subscribed(LocalSubscription(HERE, True, 256, 64))
+
+    def agree() -> None:
+        end.entitled = ENTITLED
+        end.agreement.take(subscription())
+
+    end.play(3.0, (0.1, subscribe), (2.0, agree))
+    assert set(end.alarms) == {code}
+    assert [at >= 2.0 for at, _ in end.of(ask.AllocateKeys)] == [True]
+
+
+def test_a_quota_limits_what_is_cut_at_once() -> None:
+    end = End()
+    end.entitled = msgspec.structs.replace(ENTITLED, room=7)
+    end.play(1.0, (0.1, lambda: end.subscribe(1024)))
+    assert {one.count for _, one in end.of(ask.AllocateKeys)} == {7}
+
+
+def test_what_the_far_end_denied_is_not_cut_again_and_again_until_it_says_something_new() -> None:
+    end = End()
+    end.outbox = [ask.OutboxEntry(5, allocate_here(5))]
+
+    def denied() -> None:
+        end.outbox = []
+        end.outstanding = 0
+        end.agreement.take(Allocated(5, "denied"))
+
+    end.play(
+        30.0,
+        (0.1, lambda: end.subscribe(64)),
+        (1.0, denied),
+        (20.0, lambda: end.agreement.take(subscription())),
+    )
+    cut = [round(at) for at, _ in end.of(ask.AllocateKeys)]
+    assert cut == [0, 20]
+    assert end.alarms == ["POLICY"]
+
+
+def test_an_end_that_denies_raises_the_alarm_too() -> None:
+    end = End()
+    end.answers[ask.AcceptAllocation] = lambda request: "denied"
+    end.play(0.5, (0.1, lambda: end.agreement.take(allocate(1))))
+    assert [one for _, one in end.of(Allocated)] == [Allocated(1, "denied")]
+    assert end.alarms == ["POLICY"]
+    assert end.told == []
+
+
+def allocate_here(number: int) -> Allocate:
+    return msgspec.structs.replace(allocate(number), local="payroll", remote="ledger")
 
 
 def revoked(number: int) -> KeysRevoked:

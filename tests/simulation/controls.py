@@ -8,20 +8,26 @@ from unittest import mock
 import msgspec
 
 from qkdnode.authentication import session as authentication
+from qkdnode.client import order
 from qkdnode.link.settlement import Settlement
+from qkdnode.supply import replay
 from qkdnode.vault import core, journal, outbox, schema
 from qkdnode.vault import requests as ask
 from qkdnode.vault.records import Link, Segment, pack_batch
 from qkdnode.vault.store import Store
+from qkdnode.wire.events import Head
 from qkdnode.wire.messages import Delivered
-from simulation.run import FAULTS, LIT_S, PERIOD_S, Outcome, Simulation
+from simulation.run import FAULTS, LIT_S, OF_EVENTS, PERIOD_S, Outcome, Simulation
 
 Handler = Callable[[Store, Any], Any]
 Plant = Callable[[], Any]  # a context manager
 
 
 class Control(msgspec.Struct, frozen=True):
-    """One planted bug, and the faults under which it must show: their kinds (all, if none are named) and how many."""
+    """One planted bug, and the faults under which it must show: their kinds and how many.
+
+    If none are named, all but those of events.
+    """
 
     name: str
     plant: Plant
@@ -32,7 +38,8 @@ class Control(msgspec.Struct, frozen=True):
 
     def found(self, seeds: range) -> Outcome | None:
         """The first run that shows the bug."""
-        chosen = {name: act for name, act in FAULTS.items() if not self.faults or name.startswith(self.faults)}
+        kept = FAULTS.keys() - OF_EVENTS.keys() if not self.faults else FAULTS.keys()
+        chosen = {name: FAULTS[name] for name in sorted(kept) if name.startswith(self.faults or "")}
         with self.plant():
             for seed in seeds:
                 outcome = Simulation(
@@ -135,7 +142,44 @@ def any_tag_will_do() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def nothing_is_missed() -> Iterator[None]:
+    """A subscriber believes that each Head goes on where the last ended, and that all of it has come."""
+    merge = order.EventOrder._merge
+
+    def believing(self: Any, head: Head) -> None:
+        merge(self, msgspec.structs.replace(head, start=self.next or 0, sequences=()))
+
+    with mock.patch.object(order.EventOrder, "_merge", believing):
+        yield
+
+
+@contextmanager
+def a_replay_that_ends_early() -> Iterator[None]:
+    """The last entry of an answer is left out, but told as sent."""
+    pages_of = replay.pages_of
+
+    def short(stream: bytes, leaves: Any, labels: Any, notes: Any) -> Any:
+        return pages_of(stream, leaves[:-1], list(labels)[:-1], notes)
+
+    with mock.patch.object(replay, "pages_of", short):
+        yield
+
+
+@contextmanager
+def the_last_one_again() -> Iterator[None]:
+    """Who was away begins with the last event known, not with the one after it."""
+    begin = order.EventOrder.__init__
+
+    def off_by_one(self: Any, node: str, public_key: bytes, topics: Any, after: int | None) -> None:
+        begin(self, node, public_key, topics, after if not after or after < 0 else after - 1)
+
+    with mock.patch.object(order.EventOrder, "__init__", off_by_one):
+        yield
+
+
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
+AWAY = ("a subscriber is away",)
 CONTROLS = (
     Control("a message is sent before it is journalled", sent_before_it_is_journalled),
     Control("synchronous=NORMAL", lambda: pragmas("= NORMAL"), POWER),
@@ -154,4 +198,12 @@ CONTROLS = (
     Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
     Control("a leaf of the audit log is lost", leaf_lost),
     Control("an unauthenticated message is accepted", any_tag_will_do, ("a frame is altered",)),
+    Control("a subscriber takes a gap for silence", nothing_is_missed, ("published events",)),
+    Control("a replay leaves out an entry", a_replay_that_ends_early, AWAY),
+    Control("an event is given again after an absence", the_last_one_again, AWAY),
 )
+
+
+def is_found(name: str, seeds: range) -> bool:
+    """Whether the bug of this name shows in one of these runs; for a process of its own."""
+    return next(control for control in CONTROLS if control.name == name).found(seeds) is not None

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qkdnode.channel.curve import CurveKeys
@@ -17,6 +17,9 @@ SILENCE_S = 8.0  # what heartbeats take to notice that the far end is gone witho
 SPACING_S = 1e-7  # frames of one direction keep their order
 
 
+Frame = bytes | tuple[bytes, bytes]  # a published message has two
+
+
 class Network:
     """Who listens where, who is connected, and what is done to frames on their way.
 
@@ -25,11 +28,11 @@ class Network:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.listeners: dict[str, Listener] = {}
+        self.listeners: dict[str, Listener | Publisher] = {}
         self.connections: set[Connection] = set()
         self.blocked: set[str] = set()
         self.frames = 0
-        self.on_frame: Callable[[Life, str, bytes], list[tuple[bytes, float]]] = lambda life, at, frame: [(frame, 0.0)]
+        self.on_frame: Callable[[Life, str, Any], list[tuple[Any, float]]] = lambda life, at, frame: [(frame, 0.0)]
         self.routes = itertools.count(1)
 
     def cut(self, endpoint: str, seconds: float) -> None:
@@ -84,9 +87,11 @@ class Pump:
 
 
 class Connection:
-    """Two ordered directions between a Dialler and a Listener."""
+    """Two ordered directions between a Dialler and a Listener, or a Receiver and a Publisher."""
 
-    def __init__(self, network: Network, dialler: "Dialler", listener: "Listener", user: str) -> None:
+    def __init__(
+        self, network: Network, dialler: "Dialler | Receiver", listener: "Listener | Publisher", user: str
+    ) -> None:
         self.number = next(network.routes)
         self.network, self.dialler, self.listener = network, dialler, listener
         self.peer = Peer(self.number.to_bytes(5, "big"), self.number, user)
@@ -94,7 +99,7 @@ class Connection:
         self._free_s = {True: 0.0, False: 0.0}
         network.connections.add(self)
 
-    def carry(self, to_dialler: bool, frame: bytes) -> None:
+    def carry(self, to_dialler: bool, frame: Frame) -> None:
         """Put one frame on the way."""
         network, sender = self.network, self.listener if to_dialler else self.dialler
         if not self.stands or not sender.life.alive:
@@ -116,7 +121,7 @@ class Connection:
             self.network.connections.discard(self)
             self.network.loop.call_later(noticed_s, self._notice)
 
-    def _arrive(self, to_dialler: bool, frame: bytes) -> None:
+    def _arrive(self, to_dialler: bool, frame: Any) -> None:
         if not self.stands:
             return
         self.network.frames += 1
@@ -185,6 +190,62 @@ class Listener:
     def _vanish(self) -> None:
         self._network.listeners.pop(self.endpoint, None)
         for connection in list(self._connections.values()):
+            connection.end(LATENCY_S)
+
+
+class Publisher:
+    """In place of channel.publisher.Publisher: who is slow or away misses messages, and nobody tells them."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: CurveKeys,
+        limits: Limits,
+        *,
+        domain: str,
+        admit: Callable[[str], str | None],
+        wanted: Callable[[str, bytes], bool],
+        refused: Callable[[str], None],
+        cut: Callable[[str], None],
+    ) -> None:
+        self.life = present()
+        self.endpoint, self.public = endpoint, keys.public
+        self.admit, self.refused, self._wanted = admit, refused, wanted
+        self.pump = Pump(self.life)
+        self._network: Network = self.life.network  # type: ignore[attr-defined]
+        self._granted: dict[Connection, tuple[bytes, ...]] = {}
+        if endpoint in self._network.listeners:
+            raise ChannelError(f"cannot publish on {endpoint}: it is in use")
+        self._network.listeners[endpoint] = self
+        self.life.at_end.append(self._vanish)
+
+    @property
+    def connections(self) -> int:
+        return len(self._granted)
+
+    def send(self, first: bytes, body: bytes) -> None:
+        for connection, granted in self._granted.items():
+            if first.startswith(granted):
+                connection.carry(True, (first, body))
+
+    def accept(self, connection: Connection) -> None:
+        assert isinstance(connection.dialler, Receiver)
+        user = connection.peer.user
+        self._granted[connection] = tuple(p for p in connection.dialler.prefixes if self._wanted(user, p))
+
+    def received(self, peer: Peer, frame: bytes) -> None:
+        raise AssertionError("nothing is said to a publisher")
+
+    def lost(self, connection: Connection) -> None:
+        self._granted.pop(connection, None)
+
+    async def close(self) -> None:
+        await asyncio.sleep(0.01)  # what lingers leaves
+        self._vanish()
+
+    def _vanish(self) -> None:
+        self._network.listeners.pop(self.endpoint, None)
+        for connection in list(self._granted):
             connection.end(LATENCY_S)
 
 
@@ -267,11 +328,47 @@ class Dialler:
             self._connection.end(LATENCY_S)
 
 
+class Receiver(Dialler):
+    """In place of channel.receiver.Receiver."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: CurveKeys,
+        server: str,
+        limits: Limits,
+        *,
+        prefixes: Iterable[bytes],
+        received: Callable[[bytes, bytes], None],
+        malformed: Callable[[], None],
+    ) -> None:
+        self.prefixes = tuple(prefixes)
+        self._take = received
+        super().__init__(
+            endpoint,
+            keys,
+            server,
+            limits,
+            joined=lambda: None,
+            left=lambda: None,
+            received=self._unpack,
+            failed=lambda how: None,
+            malformed=malformed,
+        )
+
+    def _unpack(self, frame: Any) -> None:
+        self._take(*frame)
+
+
 def replaced(modules: dict[str, Any]) -> list[tuple[Any, str, Any]]:
     """What to patch: every place that makes sockets."""
     return [
         (modules["qkdnode.channel.neighbour"], "Listener", Listener),
         (modules["qkdnode.channel.neighbour"], "Dialler", Dialler),
         (modules["qkdnode.supply.server"], "Listener", Listener),
+        (modules["qkdnode.supply.events"], "Listener", Listener),
+        (modules["qkdnode.supply.events"], "Publisher", Publisher),
         (modules["qkdnode.client.subscription"], "Dialler", Dialler),
+        (modules["qkdnode.client.events"], "Dialler", Dialler),
+        (modules["qkdnode.client.events"], "Receiver", Receiver),
     ]

@@ -20,6 +20,7 @@ from qkdnode.native.secret import SecretBuffer, WorkingBuffer
 from qkdnode.node.world import World
 from qkdnode.vault.core import Outcome, VaultCore
 from qkdnode.vault.requests import ProvisionLink, Request, StorePending, StoreReady
+from qkdnode.wire.control import Asset
 from simulation.life import Life
 from simulation.network import Network
 
@@ -152,6 +153,9 @@ class SimulatedEntropy:
     def statistics(self) -> Any:
         return None
 
+    def infos(self) -> dict[str, DeviceInfo | None]:
+        return {}
+
     def acknowledge(self, serial: str) -> bool:
         return False
 
@@ -272,6 +276,9 @@ class SimulatedWorld(World):
 
     async def free_bytes(self, directory: Path) -> int:
         return 1 << 40
+
+    async def software(self) -> tuple[Asset, ...]:
+        return (Asset(kind="package", name="qkdnode", version="simulated"),)
 
     def entropy(self, config: Config, *, on_change: Any, on_alarm: Any) -> Any:
         return SimulatedEntropy(self._site)

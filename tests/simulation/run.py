@@ -25,23 +25,30 @@ from virtual_disk import LOSSES, PowerLossError
 
 import qkdnode.client.subscription
 import qkdnode.supply.server
-from qkdnode.client import AsyncSubscription
+from qkdnode.client import AsyncSubscription, Events
 from qkdnode.config import Config, decode_config
-from qkdnode.errors import QkdnodeError
+from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault import requests as ask
+from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
+from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
 from qkdnode.wire import codec
 from simulation.life import Life, SimulationLoop
 from simulation.network import Network, replaced
 from simulation.node import AgentLife, SimulatedVault, SimulatedWorld, Site
+from simulation.watcher import TOPICS, Watcher
 
 LINK = "a-b"
 NODES = {ALICE: "node-a", BOB: "node-b"}
 APPLICATIONS = {ALICE: "payroll", BOB: "ledger"}
 LINK_AT = "tcp://node-a:1"
 SUPPLY_AT = {role: f"tcp://{NODES[role]}:2" for role in ROLES}
+PUBLISH_AT = {role: f"tcp://{NODES[role]}:3" for role in ROLES}
+REPLAY_AT = {role: f"tcp://{NODES[role]}:4" for role in ROLES}
+WATCHER = "watcher"
+WATCHERS = {f"{WATCHER} of {NODES[role]}": role for role in ROLES}
 CREDENTIAL = "root"
 KEY_BITS, CREDIT = 256, 16
 LIT_S = 40.0  # of each period there is light for so long
@@ -58,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True):
     story: tuple[str, ...]
     faults: int
     keys: int
+    told: int  # entries of both logs, to their subscribers
     simulated_s: float
     cpu_s: float
     frames: int
@@ -79,6 +87,7 @@ def provisioned() -> Path:
     for role in ROLES:
         provision_node(NODES[role], place)
         provision_application(APPLICATIONS[role], place)
+    provision_application(WATCHER, place)
     provision_pair(LINK, NODES[ALICE], NODES[BOB], place)
     (place / CREDENTIAL).write_bytes(b"the root of both vaults")
     return place
@@ -96,6 +105,14 @@ vault = "{NODES[role]}.vault"
 root_key = {{credential = "{CREDENTIAL}"}}
 [supply]
 listen = "{SUPPLY_AT[role]}"
+[events]
+publish = "{PUBLISH_AT[role]}"
+replay = "{REPLAY_AT[role]}"
+retention_hours = 876000
+[[subscriber]]
+name = "{WATCHER}"
+public = "{WATCHER}.public"
+topics = {json.dumps(TOPICS)}
 [[application]]
 name = "{APPLICATIONS[role]}"
 public = "{APPLICATIONS[role]}.public"
@@ -220,6 +237,8 @@ class Simulation:
         self.lives: dict[str, AgentLife] = {}
         self.agents: dict[str, Agent] = {}
         self._how_disk_ends: dict[str, str] = {}
+        self.watchers = {name: Watcher(name, self.rules.breaches.append) for name in WATCHERS}
+        self.deaf: set[str] = set()  # endpoints whose published messages are lost
 
     def play(self) -> Outcome:
         """Run, let it settle, and check."""
@@ -243,6 +262,7 @@ class Simulation:
             story=tuple(self.story),
             faults=self.faults,
             keys=len(self.rules.supplied_to[ALICE]),
+            told=sum(len(watcher.leaves) for watcher in self.watchers.values()),
             simulated_s=self.loop.time(),
             cpu_s=time.process_time() - began,
             frames=self.network.frames,
@@ -255,6 +275,8 @@ class Simulation:
         for role in ROLES:
             self._start_agent(role)
             self._start_application(role)
+        for name in WATCHERS:
+            self._start_watcher(name)
         until = self._hours * 3600
         while not self.rules.breaches:
             pause = self.draws.expovariate(self._faults_per_hour / 3600)
@@ -275,6 +297,7 @@ class Simulation:
         for site in self.sites.values():
             site.has_entropy, site.disk.on_operation = True, None
         self.network.blocked.clear()
+        self.deaf.clear()
         until = self.loop.time() + SETTLES_WITHIN_S
         views = {role: NodeView(self, role) for role in ROLES}
         while self.loop.time() < until and not self.rules.breaches:
@@ -283,13 +306,29 @@ class Simulation:
                 continue
             for role in ROLES:
                 self.lives[role].context.run(self._stop_making, role)
-            if self.rules.settled(views):
+            if self.rules.settled(views) and all(self._is_told(name) for name in WATCHERS):
                 break
         down = [role for role in ROLES if not self._is_up(role)]
         if down:
             self.rules.breaches.append(f"{down} did not come up again within {SETTLES_WITHIN_S:g} s")
         else:
+            for name, role in WATCHERS.items():
+                self.watchers[name].compare(self._log_size(role), functools.partial(self._leaves_after, role))
             self.rules.check(views)
+
+    def _is_told(self, name: str) -> bool:
+        return len(self.watchers[name].leaves) == self._log_size(WATCHERS[name])
+
+    def _log_size(self, role: str) -> int:
+        return self._vault(role).core._store.journal.size
+
+    def _leaves_after(self, role: str, position: int, limit: int) -> Any:
+        return self._vault(role).call(ask.LeavesAfter(position=position, limit=limit))
+
+    def _vault(self, role: str) -> SimulatedVault:
+        vault = self.sites[role].vault
+        assert vault is not None
+        return vault
 
     def _stop_making(self, role: str) -> None:
         link = self.agents[role]._links[LINK].link
@@ -359,6 +398,23 @@ class Simulation:
                 key.material.release()
                 await asyncio.sleep(0.002)
 
+    def _start_watcher(self, name: str) -> None:
+        """A subscriber that knows what it was told, however often it is away."""
+        role, watcher, place = WATCHERS[name], self.watchers[name], provisioned()
+        life = self._born(name, name)
+        life.spawn(
+            watcher.follow(
+                Events(
+                    place / f"{WATCHER}.identity",
+                    place / f"{NODES[role]}.public",
+                    publish=PUBLISH_AT[role],
+                    replay=REPLAY_AT[role],
+                    topics=TOPICS,
+                    after=watcher.position,
+                )
+            )
+        )
+
     def _born(self, name: str, title: str) -> AgentLife:
         life = AgentLife(title, self.loop, self._fault)
         life.network = self.network
@@ -375,6 +431,8 @@ class Simulation:
             site = self.sites[name]
             site.replace_disk(site.disk.after_kill() if files is None else files(site))
             self.loop.call_later(down_s, self._start_agent, name)
+        elif name in WATCHERS:
+            self.loop.call_later(down_s, self._start_watcher, name)
         else:
             role = next(role for role in ROLES if APPLICATIONS[role] == name)
             self.loop.call_later(down_s, self._start_application, role)
@@ -400,9 +458,9 @@ class Simulation:
 
     # --- the wire ---
 
-    def _on_frame(self, life: Life, endpoint: str, frame: bytes) -> list[tuple[bytes, float]]:
+    def _on_frame(self, life: Life, endpoint: str, frame: Any) -> list[tuple[Any, float]]:
         if endpoint != LINK_AT:
-            return [(frame, 0.0)]
+            return [] if endpoint in self.deaf else [(frame, 0.0)]
         role = ALICE if life.name == NODES[ALICE] else BOB
         if frame:
             self.rules.sent(role, codec.decode(frame))
@@ -426,6 +484,12 @@ class Simulation:
         return self.draws.choice(list(ROLES))
 
 
+def played(seed: int, hours: float, faults_per_hour: float) -> Outcome:
+    """One run, in a process of its own; whoever wants its story plays it again."""
+    outcome = Simulation(seed, hours=hours, faults_per_hour=faults_per_hour).play()
+    return msgspec.structs.replace(outcome, story=())
+
+
 def _at_disk_operation(simulation: Simulation, how: str) -> None:
     role, left = simulation._some_role(), simulation.draws.randrange(60)
     site = simulation.sites[role]
@@ -444,7 +508,7 @@ def _at_disk_operation(simulation: Simulation, how: str) -> None:
 DECISIVE = (
     ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
     ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
-    ask.ReservePads,
+    ask.ReservePads, RevokeKeys, FollowRevoked, Compromise, FollowCompromise, MoveRows,
 )  # fmt: skip
 
 
@@ -496,6 +560,22 @@ def _on_next_frame(simulation: Simulation, act: str) -> None:
     simulation._next_frame = apply
 
 
+def _away(simulation: Simulation) -> None:
+    name = simulation.draws.choice(sorted(WATCHERS))
+    simulation._kill(name, simulation.draws.choice([0.5, 20.0, 300.0]), None)
+
+
+def _deaf(simulation: Simulation) -> None:
+    endpoint = PUBLISH_AT[simulation._some_role()]
+    simulation.deaf.add(endpoint)
+    simulation.loop.call_later(simulation.draws.choice([0.05, 2.0, 60.0]), simulation.deaf.discard, endpoint)
+
+
+def _events_break(simulation: Simulation) -> None:
+    place = simulation.draws.choice((PUBLISH_AT, REPLAY_AT))
+    simulation.network.reset(place[simulation._some_role()])
+
+
 def _no_entropy(simulation: Simulation) -> None:
     site = simulation.sites[simulation._some_role()]
     site.has_entropy = False
@@ -506,6 +586,39 @@ def _clock_jump(simulation: Simulation) -> None:
     simulation.sites[simulation._some_role()].clock_error_s += simulation.draws.choice([-86400.0, -5.0, 5.0, 86400.0])
 
 
+def _operator_acts(simulation: Simulation, act: Callable[[Simulation, str], ask.Request | None]) -> None:
+    """An operator takes keys out of use at one end, as the control socket has it done."""
+    role = simulation._some_role()
+    life, agent = simulation.lives[role], simulation.agents[role]
+    request = act(simulation, role)
+    if request is None or not life.alive or LINK not in agent._links:
+        return
+
+    async def revoke() -> None:
+        with contextlib.suppress(VaultError):  # the disk may be full, or the scope reach nothing yet
+            await agent.ask(request)
+            agent._links[LINK].link.agreement.revoked()
+
+    life.spawn(revoke())
+
+
+def _revoke(simulation: Simulation, role: str) -> ask.Request | None:
+    known = sorted(simulation.rules.cut[role])
+    if not known:
+        return None
+    reason = simulation.draws.choice(["superseded", "key-compromise"])
+    return RevokeKeys(key_ids=tuple(simulation.draws.sample(known[-40:], min(3, len(known)))), reason=reason, by="olga")
+
+
+def _compromise(simulation: Simulation, role: str) -> ask.Request:
+    return Compromise(kind="link", value=LINK, reason="key-compromise", by="olga")
+
+
+OF_EVENTS: dict[str, Callable[[Simulation], None]] = {
+    "a subscriber is away": _away,
+    "published events are lost": _deaf,
+    "a connection of events breaks": _events_break,
+}
 FAULTS: dict[str, Callable[[Simulation], None]] = {
     "an agent is killed": lambda s: s._kill(s._some_role(), s._down_s(), None),
     "both agents are killed": _kill_both,
@@ -518,12 +631,15 @@ FAULTS: dict[str, Callable[[Simulation], None]] = {
     "the link is cut": lambda s: s.network.cut(LINK_AT, s.draws.choice([2.0, 15.0, 400.0])),
     "the link's connection breaks": lambda s: s.network.reset(LINK_AT),
     "the supply's connection breaks": lambda s: s.network.reset(SUPPLY_AT[s._some_role()]),
+    **OF_EVENTS,
     "the disk is full": lambda s: _disk_fails(s, apsw.FullError),
     "the disk fails": lambda s: _disk_fails(s, apsw.IOError),
     "a frame is dropped": lambda s: _on_next_frame(s, "drop"),
     "a frame is repeated": lambda s: _on_next_frame(s, "repeat"),
     "a frame stalls": lambda s: _on_next_frame(s, "stall"),
     "a frame is altered": lambda s: _on_next_frame(s, "alter"),
+    "keys are revoked": lambda s: _operator_acts(s, _revoke),
+    "the link is compromised": lambda s: _operator_acts(s, _compromise),
     "no entropy": _no_entropy,
     "the clock jumps": _clock_jump,
 }

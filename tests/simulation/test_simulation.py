@@ -12,6 +12,7 @@ def test_whatever_happens_no_rule_is_broken(seed: int) -> None:
     assert outcome.breaches == ()
     assert outcome.faults > 20
     assert outcome.keys > 50
+    assert outcome.told > 500
 
 
 def test_one_integer_gives_the_same_run_again() -> None:

@@ -35,6 +35,9 @@ class Action(StrEnum):
     NODE_SHUTDOWN = "node.shutdown"
     CONFIG_RELOAD = "config.reload"
     AUDIT_EXPORT = "audit.export"
+    POLICY_READ = "policy.read"
+    POLICY_APPLY = "policy.apply"
+    INVENTORY_READ = "inventory.read"
 
 
 READS = frozenset(
@@ -45,8 +48,12 @@ READS = frozenset(
         Action.ALARMS_READ,
         Action.KEYS_READ,
         Action.AUDIT_EXPORT,
+        Action.POLICY_READ,
+        Action.INVENTORY_READ,
     }
 )  # nothing is changed by them
+
+STOPS = frozenset({Action.NODE_SHUTDOWN})  # done even while they cannot be journalled: they end what could go wrong
 
 
 class Effect(StrEnum):
@@ -90,6 +97,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_READ}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
         "who runs, secures or audits the node sees which keys there are, never their bits",
+    ),
+    Rule(
+        "assets-are-accounted-for",
+        Effect.PERMIT,
+        frozenset({Action.INVENTORY_READ}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
+        "who runs, secures or audits the node sees what it consists of",
     ),
     Rule(
         "alarms-are-answered",
@@ -146,6 +160,20 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.AUDIT_EXPORT}),
         frozenset({Role.AUDITOR, Role.SECURITY_OFFICER}),
         "the audit log is examined by auditor and security officer",
+    ),
+    Rule(
+        "everybody-knows-the-policy",
+        Effect.PERMIT,
+        frozenset({Action.POLICY_READ}),
+        EVERYBODY,
+        "what keys are for, and who approved it, is shown to every role",
+    ),
+    Rule(
+        "approved-policy-is-applied",
+        Effect.PERMIT,
+        frozenset({Action.POLICY_APPLY}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.MAINTAINER}),
+        "who may approve may hand in what two people of different roles have approved",
     ),
     Rule(
         "auditors-change-nothing",

@@ -16,6 +16,11 @@ class CurveKeys(NamedTuple):
     secret: SecretBuffer
 
 
+def libzmq_version() -> str:
+    """The version of the library that computes CURVE."""
+    return zmq.zmq_version()
+
+
 def curve_keypair() -> CurveKeys:
     """A new key pair. libzmq's own copy of it is beyond wiping."""
     public, secret = zmq.curve_keypair()

@@ -20,16 +20,16 @@ class Moment(click.ParamType[int]):
 
     name = "time"
 
-    def convert(self, value: str | int, parameter: click.Parameter | None, context: click.Context | None) -> int:
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         try:
             read = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-02-02T02:23:20Z", parameter, context)
+            self.fail(f"{value!r} is no time such as 2026-02-02T02:23:20Z", param, ctx)
         seconds = (read if read.tzinfo is not None else datetime.fromisoformat(f"{value}+00:00")).timestamp()
         if seconds < 0:
-            self.fail(f"{value!r} is before 1970", parameter, context)
+            self.fail(f"{value!r} is before 1970", param, ctx)
         return round(seconds * 10**9)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from qkdnode.cli.output import until_writable
 from qkdnode.client import Events, Missed, Occurrence, SignedCheckpoint
 from qkdnode.client.order import Item
 
@@ -60,6 +61,7 @@ async def _show(events: Events, follow: bool, as_json: bool) -> None:
     try:
         async with events:
             while (item := await (anext(events) if follow else events.next_known())) is not None:
+                await until_writable()
                 sys.stdout.write((_as_json(item) if as_json else _as_text(item)) + "\n")
                 sys.stdout.flush()
     except asyncio.CancelledError:

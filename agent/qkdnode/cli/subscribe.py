@@ -1,17 +1,21 @@
 """`qkdnode subscribe`: an application that fetches keys and says which, never what."""
 
+import asyncio
 import hashlib
 import json
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from qkdnode.client import Key, subscribe
+from qkdnode.cli.output import is_writable, until_writable
+from qkdnode.client import AsyncSubscription, Key
 from qkdnode.native.secret import LockedBuffer
+
+LAST_LINE_S = 1.0  # for a reader of the output that is slow, at the end
 
 
 def salted_digest(salt: bytes, material: LockedBuffer) -> str:
@@ -19,14 +23,6 @@ def salted_digest(salt: bytes, material: LockedBuffer) -> str:
     digest = hashlib.sha256(salt)
     digest.update(material)
     return digest.hexdigest()[:32]
-
-
-class Stopped(Exception):
-    """SIGTERM or SIGINT came."""
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    raise Stopped
 
 
 @click.command(name="subscribe")
@@ -52,23 +48,40 @@ def command(
 ) -> None:
     """Fetch keys and print a JSON line for each: its id and size, and a salted digest if asked for."""
     prefix = bytes.fromhex(salt) if salt is not None else None
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    received = 0
-    try:
-        with subscribe(
-            endpoint, identity=identity, node=node, remote=remote, link=link, size_bits=size, credit=credit
-        ) as subscription:
-            for key in subscription:
-                _print(key, prefix)
-                received += 1
-                if received == count:
-                    key.acknowledge()
-                    break
-    except Stopped:
-        pass
+    subscription = AsyncSubscription(
+        endpoint, identity=identity, node=node, remote=remote, link=link, size_bits=size, credit=credit
+    )
+    received = asyncio.run(_fetch(subscription, count, prefix))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"received": received, "rss_mib": round(peak, 1)}), flush=True)
+    if is_writable(LAST_LINE_S):
+        print(json.dumps({"received": received, "rss_mib": round(peak, 1)}), flush=True)
+
+
+async def _fetch(subscription: AsyncSubscription, count: int, salt: bytes | None) -> int:
+    """Print keys until `count` of them or a signal; how many.
+
+    A signal is taken by the loop. A handler that raises, wherever the program happens to be, can be lost in a callback
+    of the garbage collector, or keep a lock from its release.
+    """
+    received = 0
+
+    async def take() -> None:
+        nonlocal received
+        async for key in subscription:
+            await until_writable()
+            _print(key, salt)
+            received += 1
+            if received == count:
+                key.acknowledge()
+                return
+
+    async with subscription:
+        taking = asyncio.create_task(take())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+        with suppress(asyncio.CancelledError):
+            await taking
+    return received
 
 
 def _print(key: Key, salt: bytes | None) -> None:

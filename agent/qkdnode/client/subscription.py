@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -354,7 +355,7 @@ class Subscription:
             self._last.acknowledge()
             self._last = None
         if not self._taken:
-            self._taken.extend(self._call(self._fetch(timeout)))
+            self._call(self._fetch(timeout))
         self._last = self._taken.popleft()
         return self._last
 
@@ -378,12 +379,12 @@ class Subscription:
     async def _start(self) -> None:
         self._inner.start()
 
-    async def _fetch(self, timeout: float | None) -> list[Key]:
+    async def _fetch(self, timeout: float | None) -> None:
         await self._inner.wait(timeout)
         keys = self._inner.take()
         for key in keys:
             key._acknowledge = self._acknowledge
-        return keys
+        self._taken.extend(keys)
 
     def _acknowledge(self, key_id: KeyId) -> None:
         # Called in the user's thread; one wake-up of the loop serves all that gather before it runs.
@@ -396,7 +397,22 @@ class Subscription:
             self._inner.acknowledge(self._done.popleft())
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        # Not by a future between threads: what a signal handler raises here, such as KeyboardInterrupt, can leave its
+        # lock held for ever, and with it the loop. A SimpleQueue is one call into C.
+        begun: list[asyncio.Task[Result]] = []
+        ended: SimpleQueue[asyncio.Task[Result]] = SimpleQueue()
+
+        def begin() -> None:
+            begun.append(self._loop.create_task(work))
+            begun[0].add_done_callback(ended.put)
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            task = ended.get()
+        except BaseException:
+            self._loop.call_soon_threadsafe(lambda: begun[0].cancel())
+            raise
+        return task.result()
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

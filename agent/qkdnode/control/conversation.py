@@ -1,6 +1,6 @@
 """The agent's end of one control connection: sans-IO, frames' bodies come in, proven requests or refusals go out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -32,6 +32,9 @@ class Operators:
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Operator]:
+        return iter(self._by_name.values())
 
     def named(self, name: str) -> Operator | None:
         """The operator of that name."""

@@ -4,7 +4,7 @@ What changes something is journalled by itself before it is done, and is not don
 journalled at its first time in five minutes for each operator and action, and then counted: the next leaf tells how
 often it came. So a display that asks every second leaves a leaf in five minutes, and none of its requests is missing in
 the sum. While the vault cannot journal, reads of state are answered and counted until it can: who must mend a full disk
-has to see it.
+has to see it. A stop is done then too, told of in the agent's own log, and counted likewise.
 """
 
 import asyncio
@@ -15,18 +15,22 @@ from uuid import UUID
 import msgspec
 
 from qkdnode.access.pace import Pace
-from qkdnode.access.rules import READS, Action, decide
+from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.control.receipts import destruction_receipt
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
+from qkdnode.ids import Association
+from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import epochs, extract, inventory, revocations, scopes, scrub
+from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
 
 PERIOD_S = 300.0
 ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
+STOP_WAITS_S = 5.0  # for its leaf, when the disk does not answer at all
 MAX_TEXT = 1000
 
 Details = dict[str, str | int | float | bool | None]
@@ -55,6 +59,11 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Reload: Action.CONFIG_RELOAD,
     wire.ExportBegin: Action.AUDIT_EXPORT,
     wire.ExportPage: Action.AUDIT_EXPORT,
+    wire.PolicyShow: Action.POLICY_READ,
+    wire.PolicyExplain: Action.POLICY_READ,
+    wire.PolicyApply: Action.POLICY_APPLY,
+    wire.Assets: Action.INVENTORY_READ,
+    wire.Algorithms: Action.INVENTORY_READ,
 }
 
 
@@ -86,13 +95,20 @@ class Desk:
             await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
             return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
         details |= _particulars(request)
+        topic = (f"operator/{operator.name}", "allowed", action.value, decision.rule)
+        unjournalled = ""
         try:
             if action in READS:
-                await self._tell((f"operator/{operator.name}", "allowed", action.value, decision.rule), details)
+                await self._tell(topic, details)
             else:
                 await self._await_turn(operator)
-                await self._journal(f"operator/{operator.name}", "allowed", details)
+                if action in STOPS:
+                    unjournalled = await self._journal_a_stop(topic, details)
+                else:
+                    await self._journal(topic[0], "allowed", details)
             answer = await HANDLERS[type(request)](self, request, operator)
+            if unjournalled and isinstance(answer, wire.Acted):
+                answer = msgspec.structs.replace(answer, detail=f"{answer.detail}; {unjournalled}"[:MAX_TEXT])
         except QkdnodeError as error:
             if action not in READS:
                 failed = {**details, "code": error.code}
@@ -144,6 +160,19 @@ class Desk:
             await self._record(subject, outcome, details)
         except QkdnodeError as error:
             raise VaultError(f"it could not be journalled, so it was not done: {error}") from None
+
+    async def _journal_a_stop(self, topic: Topic, details: Details) -> str:
+        """Journal, or else count, and say so in the agent's log; what the operator is told of it."""
+        try:
+            async with asyncio.timeout(STOP_WAITS_S):
+                await self._record(topic[0], topic[1], details)
+        except (QkdnodeError, TimeoutError) as error:
+            reason = str(error) or f"the vault has not answered within {STOP_WAITS_S:g} s"
+            if self._tally.take(topic, self._clock_s()):
+                self._tally.untold(topic)
+            self._log.error("a stop could not be journalled", by=topic[0], **details, reason=reason)
+            return f"it could not be journalled ({reason}): keep the agent's log, which tells of it"
+        return ""
 
     async def _await_turn(self, operator: Operator) -> None:
         pace = self._paces.setdefault(operator.name, Pace(burst=ACTS_BURST, per_s=ACTS_PER_S))
@@ -256,6 +285,66 @@ class Desk:
         )
         return wire.LogPage(position=request.position, leaves=page.leaves, checkpoints=page.checkpoints)
 
+    async def _policy_show(self, request: wire.PolicyShow, _: Operator) -> Answer:
+        return self._shown(await self._ask(ShowPolicy(number=request.number)))
+
+    async def _policy_explain(self, request: wire.PolicyExplain, _: Operator) -> Answer:
+        explained: Explanation = await self._ask(
+            ExplainPolicy(
+                association=Association(request.application, request.remote, request.link),
+                size_bits=request.size_bits,
+                key_class=request.key_class,
+            )
+        )
+        decision = explained.decision
+        return wire.PolicyExplained(
+            policy=explained.policy,
+            allowed=decision.allowed,
+            rule=decision.rule,
+            reason=decision.reason,
+            key_class=None if decision.terms is None else decision.terms.name,
+            terms=None if decision.terms is None else msgspec.to_builtins(decision.terms),
+            clearance=explained.clearance,
+            quotas=None if explained.quotas is None else msgspec.to_builtins(explained.quotas),
+            configured=explained.configured,
+        )
+
+    async def _policy_apply(self, request: wire.PolicyApply, operator: Operator) -> Answer:
+        return self._shown(await self._port.apply_policy(request, operator.name))
+
+    def _shown(self, version: PolicyVersion) -> wire.PolicyShown:
+        policy = version.policy
+        return wire.PolicyShown(
+            node=version.node,
+            number=policy.number,
+            in_force=policy.number == version.newest,
+            digest=policy.digest.hex(),
+            previous=version.previous.hex(),
+            document_digest=document_digest(policy.text).hex(),
+            document=policy.text.decode(),
+            repeats=version.repeats,
+            applied_ns=version.applied_ns,
+            applied_by=version.applied_by,
+            approvals=tuple(
+                wire.PolicyApproval(operator=one.approval.operator, role=one.role, expires_ns=one.approval.expires_ns)
+                for one in version.approvals
+            ),
+            newest=version.newest,
+            newest_digest=version.newest_digest.hex(),
+            withheld=version.withheld,
+        )
+
+    async def _assets(self, request: wire.Assets, _: Operator) -> Answer:
+        found, unused = await self._port.assets()
+        chosen = [asset for asset in found if request.kind in (None, asset.kind)]
+        page = _fitting(chosen[request.after : request.after + request.limit])
+        until = request.after + len(page)
+        following = until if until < len(chosen) else None
+        return wire.AssetPage(assets=page, next=following, without_asset=unused)
+
+    async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
+        return await self._port.algorithms()
+
 
 HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
     wire.Status: Desk._status,
@@ -279,6 +368,11 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Reload: Desk._reload,
     wire.ExportBegin: Desk._export_begin,
     wire.ExportPage: Desk._export_page,
+    wire.PolicyShow: Desk._policy_show,
+    wire.PolicyExplain: Desk._policy_explain,
+    wire.PolicyApply: Desk._policy_apply,
+    wire.Assets: Desk._assets,
+    wire.Algorithms: Desk._algorithms,
 }
 
 
@@ -291,6 +385,11 @@ def _particulars(request: Request) -> Details:
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
+        case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
+            what: Details = {"approvals": len(approvals)}
+            return what | ({"document": document_digest(document).hex()} if repeats is None else {"repeats": repeats})
+        case wire.PolicyExplain(application=local, remote=remote):
+            return {"local": local, "remote": remote}
         case wire.RevokeKeys(key_ids=key_ids, reason=reason):
             return {"keys": len(key_ids), "reason": reason}
         case wire.CompromiseScope(scope=scope, value=value, reason=reason):
@@ -313,6 +412,18 @@ def _epoch_list(state: epochs.EpochsState) -> wire.EpochList:
         keks=tuple(wire.KekEntry(**msgspec.structs.asdict(kek)) for kek in state.keks),
         rewrap=None if order is None else wire.RewrapStatus(**msgspec.structs.asdict(order)),
     )
+
+
+def _fitting(assets: list[wire.Asset]) -> tuple[wire.Asset, ...]:
+    """As many of the first as fit an answer, at least one of them."""
+    page: list[wire.Asset] = []
+    left = wire.LOG_PAGE_BYTES
+    for asset in assets:
+        left -= len(wire.encode_answer(asset))
+        if left < 0 and page:
+            break
+        page.append(asset)
+    return tuple(page)
 
 
 def _scope(scope: scopes.ScopeState) -> wire.ScopeEntry:
@@ -341,6 +452,7 @@ def _entry(key: inventory.ListedKey) -> wire.KeyEntry:
         remote=key.association.remote,
         link=key.link,
         key_class=key.key_class,
+        policy=key.policy,
         size_bits=key.size_bits,
         batch=key.batch,
         half=key.half,

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
+from qkdnode.vault.requests import PolicyVersion
+from qkdnode.wire.control import AlgorithmList, Asset, DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
 
 
 class NodePort(msgspec.Struct, frozen=True):
@@ -24,3 +25,6 @@ class NodePort(msgspec.Struct, frozen=True):
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns
     reload: Callable[[str], Awaitable[Reloaded]]  # by
+    apply_policy: Callable[[PolicyApply, str], Awaitable[PolicyVersion]]  # by
+    assets: Callable[[], Awaitable[tuple[tuple[Asset, ...], tuple[str, ...]]]]  # and tables that fit none of them
+    algorithms: Callable[[], Awaitable[AlgorithmList]]

@@ -1,1 +1,1 @@
-"""The life of a key as tables and pure machines: states, reasons, scopes."""
+"""The life of a key as tables and pure machines: states, reasons, scopes, policy."""

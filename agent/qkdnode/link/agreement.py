@@ -1,14 +1,21 @@
 """Vault to vault over one link: stock that is settled, keys that are allocated, deliveries that are acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, Protocol
 
 import msgspec
 
-from qkdnode.errors import EntropyShortError, NoEntropyError, OutOfStockError, QkdnodeError, VaultError
+from qkdnode.errors import (
+    EntropyShortError,
+    NoEntropyError,
+    OutOfStockError,
+    PolicyDeniedError,
+    QkdnodeError,
+    VaultError,
+)
 from qkdnode.ids import ALICE, Association, KeyId
 from qkdnode.lifecycle.reasons import COMPROMISES
 from qkdnode.link.surroundings import Surroundings
@@ -17,6 +24,7 @@ from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
 from qkdnode.vault.scopes import FollowCompromise
 from qkdnode.wire.messages import (
     ACCEPTED,
+    DENIED,
     NOT_SETTLED,
     Allocate,
     Allocated,
@@ -34,6 +42,7 @@ from qkdnode.wire.messages import (
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
+DENIED_S = 60.0  # no key is cut for who was denied some, until then or until the peer says something new of them
 RESEND_S = 5.0  # an entry that the peer could not journal is sent again
 SWEEP_S = 2.5  # how often the whole outbox is looked at for those
 TOGETHER = 128  # keys of one request: so many are allocated as soon as there is room
@@ -82,6 +91,9 @@ class Agreement:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._local: dict[tuple[str, str], LocalSubscription] = {}
         self._remote: dict[tuple[str, str], Subscription] = {}
+        self._told: dict[tuple[str, str], Subscription] = {}  # what the peer was told last, in this session
+        self._denied: dict[tuple[str, str], int] = {}  # whose keys the peer's policy refused, and until when to wait
+        self._cut_for: dict[int, tuple[str, str]] = {}  # Allocates sent in this session, and for whom
         self._sent: dict[int, int] = {}  # outbox entries sent in this session, and when
         self._sent_up_to = -1  # the last of them: newer ones are yet to be sent
         self._swept_ns = 0  # when the whole outbox was looked at last
@@ -115,14 +127,15 @@ class Agreement:
         """Send again whatever the peer may not have."""
         self._sent.clear()
         self._sent_up_to = -1
-        for subscription in self._local.values():
-            self._announce(subscription)
+        self._told.clear()
+        self._cut_for.clear()
         self._link.spawn(self._announce_ready())
         self.revoked()
 
     def session_closed(self) -> None:
         """What the peer said of its applications and revocations no longer holds."""
         self._remote.clear()
+        self._denied.clear()
         self._revocations_here = None
 
     def revoked(self) -> None:
@@ -134,7 +147,8 @@ class Agreement:
         """An application here came, went, or changed what it accepts."""
         key = (subscription.association.local, subscription.association.remote)
         self._local[key] = subscription
-        self._announce(subscription)
+        if not subscription.connected:
+            self._announce(subscription, None)
         self.wake()
 
     def stock_grew(self) -> None:
@@ -162,7 +176,8 @@ class Agreement:
                 if self._link.is_open:
                     if not self._revocations_sent:
                         await self._send_revocations()
-                    await self._allocate()
+                    entitlements = await self._announce_subscriptions()
+                    await self._allocate(entitlements)
                     await self._send_outbox()
                     if self._link.around.monotonic_ns() - self._announced_ns > RESEND_S * 1e9:
                         await self._announce_ready()
@@ -266,26 +281,38 @@ class Agreement:
 
     # --- allocation ------------------------------------------------------------------------------------------------
 
-    async def _allocate(self) -> None:
+    async def _announce_subscriptions(self) -> dict[tuple[str, str], ask.Entitlement]:
+        """What the policy allows every application that is connected; the peer hears of it when it has changed."""
+        entitlements = {}
+        for key, local in list(self._local.items()):  # an application may come while the vault is asked
+            if local.connected:
+                request = ask.Entitle(association=local.association, size_bits=local.size_bits)
+                entitlement: ask.Entitlement = await self._ask(request)
+                if self._local.get(key) == local:
+                    entitlements[key] = entitlement
+                    self._announce(local, entitlement)
+        return entitlements
+
+    async def _allocate(self, entitlements: Mapping[tuple[str, str], ask.Entitlement]) -> None:
         if not self._allocating or not self._in_stock or self._link.starved:
             self._room_since.clear()
             return
-        for key, local in list(self._local.items()):  # an application may come while the vault is asked
+        for key, local in list(self._local.items()):
             remote = self._remote.get((key[1], key[0]))
-            if not local.connected or remote is None or not remote.connected:
+            its = entitlements.get(key)
+            if not local.connected or its is None or remote is None or not remote.connected:
                 self._room_since.pop(key, None)
                 continue
-            if local.size_bits != remote.size_bits:
+            disagreement = _disagreement(local, its, remote)
+            if disagreement is not None:
                 self._room_since.pop(key, None)
-                self._link.around.alarm(
-                    "CONFIG",
-                    str(local.association),
-                    f"the applications want keys of {local.size_bits} and {remote.size_bits} bits: no key is allocated",
-                )
+                code, what = disagreement
+                self._link.around.alarm(code, str(local.association), f"{what}: no key is allocated")
                 continue
-            outstanding = await self._ask(ask.Outstanding(association=local.association))
+            if self._link.around.monotonic_ns() < self._denied.get(key, 0):
+                continue
             allowed = min(local.credit, remote.credit) // 2 or 1
-            room = min(allowed - outstanding, ALLOCATE_AT_MOST)
+            room = min(allowed - its.outstanding, its.room, ALLOCATE_AT_MOST)
             if not self._is_time(key, room, allowed):
                 continue
             try:
@@ -299,6 +326,8 @@ class Agreement:
             except OutOfStockError:
                 self._in_stock = False
                 return
+            except PolicyDeniedError:
+                continue  # the policy was switched since it was asked: what it says now is told in the next round
             except EntropyShortError:
                 return
             except NoEntropyError as error:
@@ -330,6 +359,8 @@ class Agreement:
                 sent = self._sent.get(entry.number)
                 if sent is None or now - sent > RESEND_S * 1e9:
                     self._sent[entry.number] = now
+                    if isinstance(entry.message, Allocate):
+                        self._cut_for[entry.number] = (entry.message.local, entry.message.remote)
                     self._link.send_soon(entry.message)
             self._sent_up_to = entries[-1].number
             if len(entries) < OUTBOX_PAGE:
@@ -342,6 +373,8 @@ class Agreement:
         for message, outcome in zip(messages, outcomes, strict=True):
             if isinstance(outcome, str):
                 self._link.send_soon(Allocated(message.request, outcome))  # type: ignore[arg-type]
+            if outcome == DENIED:
+                self._burnt((message.remote, message.local), "the policy here does not let be what the far end cut")
         for local in {
             message.remote for message, outcome in zip(messages, outcomes, strict=True) if outcome == ACCEPTED
         }:
@@ -359,8 +392,18 @@ class Agreement:
             if message.outcome == NOT_SETTLED:
                 self._retry_at_ns = self._link.around.monotonic_ns() + round(RETRY_S * 1e9)
                 self._sent_up_to = min(self._sent_up_to, message.request - 1)
+                continue
+            key = self._cut_for.pop(message.request, None)
+            if message.outcome == DENIED and key is not None:
+                self._denied[key] = self._link.around.monotonic_ns() + round(DENIED_S * 1e9)
+                self._burnt(key, "the far end's policy does not let be what was cut here")
         for local, _ in self._local:
             self._link.around.notify_supply(local)
+
+    def _burnt(self, key: tuple[str, str], why: str) -> None:
+        """It happens while one end switches its policy: what that end says of the association then mends it."""
+        about = Association(*key, self._link.name)
+        self._link.around.alarm("POLICY", str(about), f"{why}: those bits are burnt at both ends")
 
     # --- deliveries ------------------------------------------------------------------------------------------------
 
@@ -384,22 +427,47 @@ class Agreement:
     async def _on_subscription(self, messages: list[Subscription]) -> None:
         for message in messages:
             self._remote[message.local, message.remote] = message
+            self._denied.pop((message.remote, message.local), None)
 
     async def _on_goodbye(self, messages: list[Goodbye]) -> None:
         self.peer_drained = messages[-1].drained
 
-    def _announce(self, subscription: LocalSubscription) -> None:
-        if self._link.is_open:
-            association = subscription.association
-            self._link.send_soon(
-                Subscription(
-                    association.local,
-                    association.remote,
-                    subscription.connected,
-                    subscription.size_bits,
-                    subscription.credit,
-                )
-            )
+    def _announce(self, subscription: LocalSubscription, entitlement: ask.Entitlement | None) -> None:
+        """Tell the peer of an application here, unless it was told just that."""
+        if not self._link.is_open:
+            return
+        association = subscription.association
+        message = Subscription(
+            association.local,
+            association.remote,
+            subscription.connected,
+            subscription.size_bits,
+            subscription.credit,
+            entitlement.key_class if entitlement else "",
+            entitlement.terms if entitlement else b"",
+            entitlement.binding if entitlement else b"",
+        )
+        key = (association.local, association.remote)
+        if self._told.get(key) != message:
+            self._told[key] = message
+            self._link.send_soon(message)
+
+
+def _disagreement(local: LocalSubscription, its: ask.Entitlement, remote: Subscription) -> tuple[str, str] | None:
+    """Why the two ends cannot have keys together, and the alarm's code; None if they can."""
+    if local.size_bits != remote.size_bits:
+        return "CONFIG", f"the applications want keys of {local.size_bits} and {remote.size_bits} bits"
+    if not its.allowed:
+        return "POLICY", f"the policy forbids it: {its.reason} [rule {its.rule}]"
+    if not remote.key_class:
+        return "POLICY", "the far end's policy gives them no key"
+    if its.key_class != remote.key_class:
+        return "POLICY", f"the policy here says class {its.key_class}, the far end's {remote.key_class}"
+    if its.terms != remote.terms:
+        return "POLICY", f"the terms of class {its.key_class} are not those of the far end's policy"
+    if its.binding != remote.binding:
+        return "CONFIG", "the services, or the names of nodes, are not those that the far end has configured"
+    return None
 
 
 def _split(key_ids: bytes) -> tuple[KeyId, ...]:

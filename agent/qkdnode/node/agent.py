@@ -22,9 +22,12 @@ from qkdnode.errors import ConfigError, MemoryLockError, VaultError
 from qkdnode.ids import Association
 from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.algorithms import AlgorithmWatch, day_of, demand_approved
+from qkdnode.node.assets import Assets
 from qkdnode.node.control import NodeControl
 from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
@@ -79,10 +82,15 @@ class Agent:
         self._moving: asyncio.Task[None] | None = None
         self._caring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
+        self._algorithms: AlgorithmWatch
+        self._assets: Assets
+        self._rechecking: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._started = self._stopping = False
         self._manager = ServiceManager(None, None)  # only a process of its own has one
         self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
         self._refusals = Throttle(burst=10, per_s=0.1)
+        self._policy = NodePolicy(ask=self.ask, alarm=self._recorder.alarm, wall_ns=world.wall_ns, log=self._log)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -113,6 +121,7 @@ class Agent:
     async def start(self) -> None:
         """Make every part: random numbers and the vault, the supply, the links."""
         self._loop = asyncio.get_running_loop()
+        demand_approved(self._config, day_of(self._world.wall_ns()))  # before anything is made with them
         if self._config.watch is not None:
             host, port = await self._watching.serve(self._config.watch)
             self._log.info("metrics and health are shown", host=host, port=port)
@@ -125,6 +134,8 @@ class Agent:
             on_alarm=lambda alarm: in_loop(self._loop, self._recorder.device_alarm, alarm),
         )
         await self._start_entropy_and_vault(identity, self._entropy)
+        self._algorithms = AlgorithmWatch(self._config, world=self._world, recorder=self._recorder, ask=self._ask_vault)
+        await self._algorithms.start()
         self._events = await start_events(
             self._config,
             self._base,
@@ -157,8 +168,18 @@ class Agent:
         if self._supply is not None:
             for state in self._supply.subscriptions():  # those that came before the links
                 self._on_subscription(state)
+        self._assets = Assets(
+            lambda: self._config,
+            world=self._world,
+            recorder=self._recorder,
+            ask=self.ask,
+            links=self._links,
+            entropy=self._entropy,
+        )
+        self._comparing = asyncio.create_task(self._assets.run(), name="assets")
         await self._start_control()
         self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
+        self._rechecking = asyncio.create_task(self._algorithms.run(), name="algorithms")
         self._reading = asyncio.create_task(self._read_log())
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
@@ -173,9 +194,8 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        watched += [
-            task for task in (self._vigilant, self._moving, self._caring, self._recorder.keeper) if task is not None
-        ]
+        beside = (self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._recorder.keeper)
+        watched += [task for task in beside if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -190,7 +210,8 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        for beside in (self._reading, self._vigilant, self._moving, self._caring):
+        helpers = (self._reading, self._vigilant, self._rechecking, self._comparing, self._moving, self._caring)
+        for beside in helpers:
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():
@@ -269,6 +290,7 @@ class Agent:
             public_key=base64.b64decode(identity.public.ed25519),
         )
         await self._recorder.open()
+        await self._policy.read()
 
     def _root_source(self) -> RootSource:
         source = self._config.node.root_key
@@ -292,6 +314,7 @@ class Agent:
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
             may_release=self._may_release,
+            peer_reachable=self._is_current,
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -355,6 +378,16 @@ class Agent:
         return self._entropy
 
     @property
+    def assets(self) -> Assets:
+        """What the node consists of."""
+        return self._assets
+
+    @property
+    def algorithms(self) -> AlgorithmWatch:
+        """The algorithm registry in force."""
+        return self._algorithms
+
+    @property
     def applications(self) -> AllowList[ApplicationIdentity]:
         """The applications that are known."""
         return self._applications
@@ -376,6 +409,18 @@ class Agent:
             yield
         finally:
             self._manager.ready(self._watching.status())
+
+    @property
+    def policy(self) -> NodePolicy:
+        """The policy in force."""
+        return self._policy
+
+    def policy_changed(self) -> None:
+        """A new one is in force: subscriptions that it does not let be end, and keys that it lets go are sent."""
+        if self._supply is not None:
+            self._supply.review()
+        for link in self._links.values():
+            link.link.agreement.wake()
 
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None:
         """Take over what of a configuration takes effect at once: applications and their associations."""
@@ -402,7 +447,7 @@ class Agent:
         known = {(entry.local, entry.remote, entry.link) for entry in self._config.association}
         if (association.local, association.remote, association.source) not in known:
             return "no association between these applications is configured"
-        return None
+        return self._policy.refusal(association, size_bits)
 
     def _on_subscription(self, state: SubscriptionState) -> None:
         link = self._links.get(state.association.source)
@@ -412,7 +457,16 @@ class Agent:
             )
 
     def _may_release(self, association: Association) -> bool:
-        """While the neighbour cannot be heard it may have revoked what waits here."""
+        """While the neighbour cannot be heard it may have revoked what waits here: some classes do not wait for that.
+
+        What it has begun to tell is always awaited.
+        """
+        link = self._links.get(association.source)
+        if link is None or link.link.is_open:
+            return self._is_current(association)
+        return self._policy.has_classes_that_do_not_wait
+
+    def _is_current(self, association: Association) -> bool:
         link = self._links.get(association.source)
         return link is not None and link.link.agreement.is_current
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,16 +20,30 @@ from qkdnode.control.server import ControlServer
 from qkdnode.device.reader import ReaderState
 from qkdnode.errors import ConfigError, ControlError, VaultError
 from qkdnode.ids import ALICE
+from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, uses_of
 from qkdnode.native.secret import locked_mode
+from qkdnode.node.algorithms import AlgorithmWatch
+from qkdnode.node.assets import Assets
 from qkdnode.node.links import NodeLink, associate
+from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import Reading, compare, load_operators
 from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
+from qkdnode.vault.requests import PolicyVersion
 from qkdnode.watch.alarms import AlarmCode, AlarmState
-from qkdnode.wire.control import DeviceStatus, LinkStatus, NodeStatus, Reloaded
+from qkdnode.wire.control import (
+    AlgorithmEntry,
+    AlgorithmList,
+    Asset,
+    DeviceStatus,
+    LinkStatus,
+    NodeStatus,
+    PolicyApply,
+    Reloaded,
+)
 
 ALARMS_SHOWN = 64  # in a status; `alarms` gives all
 FAR_END = "the far end"
@@ -47,10 +61,17 @@ class ControlledNode(Protocol):
     @property
     def applications(self) -> AllowList[ApplicationIdentity]: ...
     @property
+    def assets(self) -> Assets: ...
+    @property
+    def algorithms(self) -> AlgorithmWatch: ...
+    @property
     def stopping(self) -> bool: ...
     def ask_to_stop(self) -> None: ...
     def reloading(self) -> AbstractContextManager[None]: ...
     def configure(self, config: Config, applications: AllowList[ApplicationIdentity]) -> None: ...
+    @property
+    def policy(self) -> NodePolicy: ...
+    def policy_changed(self) -> None: ...
 
 
 class NodeControl:
@@ -124,6 +145,9 @@ class NodeControl:
             resume=self.resume,
             shutdown=self.shutdown,
             reload=self.reload,
+            apply_policy=self.apply_policy,
+            assets=self.assets,
+            algorithms=self.algorithms,
         )
 
     # --- what is shown ---------------------------------------------------------------------------------------------
@@ -191,6 +215,24 @@ class NodeControl:
         """Every alarm as plain values, with its advice."""
         return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all())
 
+    async def assets(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
+        """Every asset, and the tables of the configuration that fit none."""
+        found = await self._node.assets.all()
+        return found, self._node.assets.unused(found)
+
+    async def algorithms(self) -> AlgorithmList:
+        """The registry in force, with the use that this node makes of it, and counts of keys."""
+        watch, vault = self._node.algorithms, await self._vault_status()
+        day, needs = watch.day, watch.needs
+        return AlgorithmList(
+            day=day,
+            algorithms=tuple(
+                algorithm_entry(row, status_of(row.id, day, watch.registry), needs) for row in watch.registry.values()
+            ),
+            key_classes=self._node.policy.classes,
+            keys=None if vault is None else vault.keys,
+        )
+
     # --- what is done ----------------------------------------------------------------------------------------------
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
@@ -256,6 +298,12 @@ class NodeControl:
         )
         self._log.info("configuration reloaded", by=by, applied=reading.applied, needs_restart=reading.needs_restart)
         return Reloaded(applied=reading.applied, needs_restart=reading.needs_restart)
+
+    async def apply_policy(self, request: PolicyApply, by: str) -> PolicyVersion:
+        """Make an approved document the policy in force, and let everybody be asked anew whom it concerns."""
+        version = await self._node.policy.apply(request, self._operators, by)
+        self._node.policy_changed()
+        return version
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -324,6 +372,27 @@ class NodeControl:
 def is_open(alarm: Mapping[str, Any]) -> bool:
     """Whether somebody has yet to look at an alarm."""
     return bool(alarm["state"] == AlarmState.RAISED)
+
+
+def algorithm_entry(row: Algorithm, status: Status, needs: Collection[Need]) -> AlgorithmEntry:
+    """A row of the registry as it is shown."""
+    return AlgorithmEntry(
+        id=row.id,
+        primitive=row.primitive.value,
+        parameters=row.parameters,
+        provider=row.provider.value,
+        functions=row.functions,
+        status=status.value,
+        deprecated_from=row.deprecated_from,
+        disallowed_from=row.disallowed_from,
+        replacement=row.replacement,
+        uses=uses_of(row, needs),
+        for_keys=row.for_keys,
+        key_bits=row.key_bits,
+        classical_bits=row.classical_bits,
+        quantum_level=row.quantum_level,
+        oid=row.oid,
+    )
 
 
 def _module_detail(counts: Any) -> str:

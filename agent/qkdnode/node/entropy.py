@@ -8,6 +8,7 @@ from typing_extensions import Buffer
 from qkdnode.config import Config
 from qkdnode.device.alarms import OnAlarm
 from qkdnode.device.entropy import DEFAULT_CAPACITY_BYTES, EntropyPool, PoolStatistics
+from qkdnode.device.identity import DeviceInfo
 from qkdnode.device.qrng import QrngModule, QrngStatistics
 from qkdnode.errors import NoEntropyError
 from qkdnode.native.secret import SecretBuffer
@@ -70,6 +71,10 @@ class Entropy:
     def statistics(self) -> tuple[PoolStatistics, tuple[QrngStatistics, ...]]:
         """Counts of the pool and of each QRNG."""
         return self._pool.statistics(), tuple(qrng.statistics() for qrng in self._qrngs)
+
+    def infos(self) -> dict[str, DeviceInfo | None]:
+        """What each QRNG says of itself, by its serial; None for one that was not opened yet."""
+        return {qrng.serial: qrng.info for qrng in self._qrngs}
 
     def acknowledge(self, serial: str) -> bool:
         """A person has looked at a QRNG: test it from the start at its next opening. False: nothing is latched."""

@@ -143,7 +143,8 @@ async def open_link(
 async def associate(
     entry: AssociationSection, config: Config, section: LinkSection, ask_vault: Callable[[Any], Awaitable[Any]]
 ) -> None:
-    """Make a configured association known to the vault."""
+    """Make a configured association known to the vault, with the services that its keys are bound to."""
+    services = next((its.services for its in config.application if its.name == entry.local), ())
     await ask_vault(
         ask.Associate(
             association=Association(entry.local, entry.remote, section.name),
@@ -151,6 +152,7 @@ async def associate(
             link=section.name,
             purpose=PURPOSE,
             key_class=KEY_CLASS,
+            services=(services, entry.remote_services),
         )
     )
 

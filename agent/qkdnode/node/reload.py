@@ -13,6 +13,7 @@ from qkdnode.channel.operator import load_public_operator
 from qkdnode.config import ApplicationSection, AssociationSection, Config
 from qkdnode.control.conversation import Operator, Operators
 from qkdnode.errors import ConfigError
+from qkdnode.node.algorithms import registry_of
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ def compare(
 ) -> Reading:
     """What changes from the running configuration to the one that was read. ConfigError, and nothing changes, if not
     all that it names can be had."""
+    registry_of(read)
     new_operators, applications = load_operators(read, base), load_applications(read, base)
     applied = [*_changes("operator", _by_name(running.operator), _by_name(read.operator))]
     applied += [
@@ -57,7 +59,7 @@ def compare(
     ]
     waiting = [
         name
-        for name in ("node", "supply", "events", "watch", "alarms")
+        for name in ("node", "supply", "events", "watch", "alarms", "algorithms")
         if getattr(running, name) != getattr(read, name)
     ]
     waiting += _changes("qrng", _by_serial(running.qrng), _by_serial(read.qrng))
@@ -70,7 +72,8 @@ def compare(
         applied.append("control.uids")
         control = read.control
     links = {link.name for link in running.link}
-    changed: dict[str, Any] = {"operator": read.operator, "control": control}
+    changed: dict[str, Any] = {"operator": read.operator, "control": control, "asset": read.asset}
+    applied += ["asset"] if running.asset != read.asset else []
     if running.supply is None:
         waiting += [name for name in ("application", "association") if getattr(running, name) != getattr(read, name)]
         applications = known
@@ -86,7 +89,11 @@ def compare(
         applied += _changes("association", _by_pair(running.association), _by_pair(changed["association"]))
         waiting += [f"association {_pair(entry)}" for entry in read.association if entry.link not in links]
     config = msgspec.structs.replace(running, **changed)
-    new = tuple(entry for entry in config.association if entry not in running.association)
+    services = {its.name: its.services for its in running.application}
+    known_otherwise = {its.name for its in config.application if services.get(its.name) != its.services}
+    new = tuple(
+        entry for entry in config.association if entry not in running.association or entry.local in known_otherwise
+    )
     return Reading(config, new_operators, applications, new, tuple(applied), tuple(waiting))
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +21,11 @@ from qkdnode.ids import ALICE
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.devices import module_backend
 from qkdnode.node.entropy import Entropy
+from qkdnode.node.software import software
 from qkdnode.vault.requests import Request
 from qkdnode.vault.root import RootSource
 from qkdnode.vault.service import Vault
+from qkdnode.wire.control import Asset
 from qkdnode.workers.lanes import Lanes
 
 
@@ -43,6 +45,7 @@ class NodeEntropy(Protocol):
     def draw(self, size: int) -> SecretBuffer: ...
     def draw_into(self, buffer: Buffer) -> None: ...
     def statistics(self) -> Any: ...
+    def infos(self) -> Mapping[str, DeviceInfo | None]: ...
     def acknowledge(self, serial: str) -> bool: ...
     async def stop(self) -> None: ...
 
@@ -108,6 +111,10 @@ class World:
         """What this user may still write to the file system of a directory. OSError if that cannot be told."""
         found = await asyncio.to_thread(os.statvfs, directory)
         return found.f_bavail * found.f_frsize
+
+    async def software(self) -> tuple[Asset, ...]:
+        """What software this process is made of, with digests of its files."""
+        return await asyncio.to_thread(software)
 
     async def open_vault(
         self,

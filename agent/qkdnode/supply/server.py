@@ -91,6 +91,7 @@ class SupplyServer:
 
     `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
     `may_release` says whether keys of an association may go out now: what the neighbour has revoked is known first.
+    `peer_reachable` is told to the vault with every request to open keys.
     `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
     journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
     of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
@@ -110,6 +111,7 @@ class SupplyServer:
         key_class: str,
         on_delivered: Callable[[Association], None] = lambda association: None,
         may_release: Callable[[Association], bool] = lambda association: True,
+        peer_reachable: Callable[[Association], bool] = lambda association: True,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
@@ -117,7 +119,7 @@ class SupplyServer:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
         self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
-        self._may_release = may_release
+        self._may_release, self._peer_reachable = may_release, peer_reachable
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -182,6 +184,14 @@ class SupplyServer:
             if not is_known:
                 del self._connections[route]
                 self._apply(connection, attendant.close("it is not configured any more"))
+
+    def review(self) -> None:
+        """Other rules are in force: who may no longer have keys is refused, and every outbox is read from its start."""
+        self.allow(self._applications)
+        for connection in self._connections.values():
+            connection.after = 0
+            connection.waiting.clear()
+            connection.wanted.set()
 
     def notify(self, application: str) -> None:
         """The application's outbox may have new rows."""
@@ -413,7 +423,9 @@ class SupplyServer:
 
     async def _open(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> OpenedKeys | None:
         """What the vault opens of these keys; it names the damaged ones only once."""
-        request = OpenKeys(key_ids=key_ids, application=connection.application)
+        held = connection.attendant.subscription
+        reachable = held is not None and self._peer_reachable(held.association)
+        request = OpenKeys(key_ids=key_ids, application=connection.application, peer_reachable=reachable)
         try:
             try:
                 opened: OpenedKeys = await self._ask(request)

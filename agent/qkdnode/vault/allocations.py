@@ -1,13 +1,14 @@
 """Allocation: the owner of a half cuts keys from it, the neighbour cuts the same, and only then is either supplied."""
 
 import hashlib
+import json
 from uuid import UUID
 
-from qkdnode.audit.events import Detail
+from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, keys, outbox, reach, revocations, stock
+from qkdnode.vault import bundles, entitlements, keys, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
     ID_BYTES,
@@ -26,7 +27,7 @@ from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, AllocationAns
 from qkdnode.vault.stock import Run
 from qkdnode.vault.store import Store
 from qkdnode.wire.codec import encode_body
-from qkdnode.wire.messages import ACCEPTED, ALLOCATION_OUTCOMES, NOT_SETTLED, REFUSED, Allocate
+from qkdnode.wire.messages import ACCEPTED, ALLOCATION_OUTCOMES, DENIED, NOT_SETTLED, REFUSED, Allocate
 
 SIZES_BITS = range(8, 65536 + 1, 8)
 NAME_CHARACTERS = range(1, 31 + 1)
@@ -45,17 +46,22 @@ def associate(store: Store, request: Associate) -> None:
         source=wanted.source,
         purpose=request.purpose,
     )
+    here, there = (json.dumps(sorted(set(names))) for names in request.services)
     known = _known(store, wanted)
     if known is None:
         number = store.scalar("SELECT coalesce(max(number), 0) + 1 FROM associations")
         row = KnownAssociation(
             number, wanted.local, wanted.remote, wanted.source, local, remote,
-            request.link, request.purpose, request.key_class, binding,
+            request.link, request.purpose, request.key_class, binding, here, there,
         )  # fmt: skip
         names = {"local": _shown(store, wanted.local), "remote": _shown(store, wanted.remote)}
         store.create(row, "association.made", link=request.link, purpose=request.purpose, **names)
+        store.associations_changed()
     elif (known.binding, known.link, known.class_) != (binding, request.link, request.key_class):
         raise LocalProtocolError(f"association {wanted} is known with other nodes, link, purpose or class")
+    elif (known.services_local, known.services_remote) != (here, there):
+        store.change(known, "association.services_changed", {}, services_local=here, services_remote=there)
+        store.associations_changed()
 
 
 def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
@@ -67,6 +73,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     if association is None:
         raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
     link = known_link(store, association.link)
+    allotment = entitlements.allot(store, association, count, size)
     ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
     done = 0
     for run in _plan(store, request, link):
@@ -75,11 +82,18 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
         _demand_ready(store, link.link, run.batch)
         with stock.cut(store, link.link, link.role, run.batch, run.start, run.end) as material:
             packed = b"".join(key.bytes for key in these)
-            cut = bundles.Cut(link.link, run.batch, link.role, run.start, size, packed)
+            cut = bundles.Cut(
+                link.link, run.batch, link.role, run.start, size, packed,
+                allotment.key_class, allotment.policy, allotment.binding,
+            )  # fmt: skip
             number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
         batch = unpack_batch(run.batch)
-        message = Allocate(number, association.local, association.remote, batch, run.start, size, packed)
+        message = Allocate(
+            number, association.local, association.remote, batch, run.start, size, packed,
+            allotment.key_class, allotment.agreed,
+        )  # fmt: skip
         outbox.post(store, link.link, number, message)
+    entitlements.book(store, association, count * size)
     return tuple(ids)
 
 
@@ -101,21 +115,29 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     if settled is not None and settled.state == PENDING:
         return NOT_SETTLED
     association = _known(store, Association(allocate.remote, allocate.local, link.link))
-    reason = _refusal(store, association, allocate, settled, half, end)
+    reason, outcome, allotment = _refusal(store, association, allocate, settled, half, end), REFUSED, None
+    if association is not None and reason is None:
+        judged = entitlements.accept(store, association, allocate)
+        reason, outcome = (judged, DENIED) if isinstance(judged, str) else (None, ACCEPTED)
+        allotment = None if isinstance(judged, str) else judged
     details: dict[str, Detail] = {
         "batch": str(allocate.batch),
         "offset": allocate.offset_bits,
         "bits": allocate.size_bits,
         "keys": len(allocate.key_ids) // ID_BYTES,
     }
-    row = PeerRequest(link.link, allocate.request, digest, ACCEPTED if reason is None else REFUSED)
-    if association is None or reason is not None:
+    row = PeerRequest(link.link, allocate.request, digest, outcome)
+    if association is None or allotment is None:
         burnt = _burn(store, link.link, half, batch, allocate.offset_bits, end)
-        store.create(row, "allocation.refused", REFUSED, **details, reason=reason, burnt_bits=burnt)
-        return REFUSED
+        why = None if reason is None else reason[:MAX_DETAIL_CHARACTERS]
+        store.create(row, "allocation.refused", outcome, **details, reason=why, burnt_bits=burnt)
+        return outcome
     store.create(row, "allocation.accepted", **details)
     with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
-        cut = bundles.Cut(link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids)
+        cut = bundles.Cut(
+            link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids,
+            allotment.key_class, allotment.policy, allotment.binding,
+        )  # fmt: skip
         bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
 

@@ -19,17 +19,23 @@ from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
     KEYS_PER_BUNDLE,
-    POLICY_VERSION,
     Bundle,
     KnownAssociation,
     outstanding,
     unpack_batch,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Aftermath, Store
 
 CRYPTO_ERASE = "crypto-erase"  # how keys are destroyed: ciphertext and wrapped data key are deleted
 _AT_ONCE = 128  # ids in one statement
 _SOUND = f"state = '{HELD}'"
+_INDEX = "the index of key ids in the vault"
+# Of another type they do not unseal either, and each is set aside alone.
+_CIPHERTEXTS = """
+SELECT place, ifnull(CAST(sealed AS BLOB), x''), ifnull(CAST(wrapped AS BLOB), x'')
+FROM keys WHERE place BETWEEN ? AND ?
+"""
 _TIMES = {
     Step.ACCEPT: "ready_ns",
     Step.DELIVER: "delivered_ns",
@@ -48,6 +54,9 @@ class Cut(msgspec.Struct, frozen=True):
     offset_bits: int
     size_bits: int
     key_ids: bytes
+    key_class: str
+    policy: int
+    binding: bytes
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -88,13 +97,13 @@ def make(
         states=states,
         far=far,
         key_ids=cut.key_ids,
-        class_=association.class_,
+        class_=cut.key_class,
         association=association.number,
         application=association.local,
         link=cut.link,
-        binding=association.binding,
+        binding=cut.binding,
         agent=store.node,
-        policy=POLICY_VERSION,
+        policy=cut.policy,
         size_bits=cut.size_bits,
         batch=cut.batch,
         half=cut.half,
@@ -128,6 +137,8 @@ def make(
         "batch": str(unpack_batch(cut.batch)),
         "offset": cut.offset_bits,
         "bits": cut.size_bits,
+        "class": cut.key_class,
+        "policy": cut.policy,
     }
     return store.create(row, f"key.{stage}", "done", ids, **details)
 
@@ -152,7 +163,7 @@ def taken(store: Store, ids: Sequence[bytes]) -> bool:
     if not numbers:
         return False
     statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
-    rows: list[Any] = store.connection.execute(statement, numbers).fetchall()
+    rows = read_rows(store.connection, (bytes,), "a record of bundles in the vault", statement, *numbers)
     return not {key_id for (held,) in rows for key_id in split(held)}.isdisjoint(ids)
 
 
@@ -207,7 +218,7 @@ def move(
 def _erase(store: Store, bundle: Bundle, places: list[int]) -> None:
     """Delete ciphertexts and data keys of some keys, in rising order."""
     first = bundle.number * KEYS_PER_BUNDLE
-    statement = "DELETE FROM keys WHERE place BETWEEN ? AND ? RETURNING wrapped"
+    statement = "DELETE FROM keys WHERE place BETWEEN ? AND ? RETURNING CAST(wrapped AS BLOB)"
     runs = [(place, place) for place in places]
     if places[-1] - places[0] + 1 == len(places):
         runs = [(places[0], places[-1])]
@@ -252,9 +263,13 @@ def sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, b
     """What keys are bound to, their ciphertexts and data keys; empty ones where there is no row."""
     bundle = chosen.bundle
     first = bundle.number * KEYS_PER_BUNDLE
-    rows = store.connection.execute(
-        "SELECT place, sealed, wrapped FROM keys WHERE place BETWEEN ? AND ?",
-        (first + min(chosen.places), first + max(chosen.places)),
+    rows = read_rows(
+        store.connection,
+        (int, bytes, bytes),
+        "a key in the vault",
+        _CIPHERTEXTS,
+        first + min(chosen.places),
+        first + max(chosen.places),
     )
     held = {place - first: (sealed, wrapped) for place, sealed, wrapped in rows}
     return [(bundle.bound(place), *held.get(place, (b"", b""))) for place in chosen.places]
@@ -295,7 +310,7 @@ def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
     for i in range(0, len(heads), _AT_ONCE):
         page = heads[i : i + _AT_ONCE]
         statement = f"SELECT DISTINCT bundle FROM key_heads WHERE head IN ({_slots(page)})"
-        numbers.update(number for (number,) in store.connection.execute(statement, page))
+        numbers.update(number for (number,) in read_rows(store.connection, (int,), _INDEX, statement, *page))
     return sorted(numbers)
 
 

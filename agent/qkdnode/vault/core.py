@@ -23,9 +23,12 @@ from qkdnode.errors import (
 )
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import (
+    agility,
     alarms,
     allocations,
+    assets,
     batches,
+    entitlements,
     epochs,
     extract,
     inventory,
@@ -34,6 +37,7 @@ from qkdnode.vault import (
     log,
     outbox,
     pauses,
+    policies,
     readback,
     receipts,
     revocations,
@@ -47,6 +51,7 @@ from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_h
 from qkdnode.vault.medium import Medium
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
+from qkdnode.vault.rows import read_meta
 from qkdnode.vault.sealing import Sealing, new_node_keys
 from qkdnode.vault.store import Aftermath, Store
 
@@ -55,24 +60,9 @@ _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
-    links,
-    segments,
-    batches,
-    allocations,
-    keys,
-    outbox,
-    alarms,
-    log,
-    inventory,
-    extract,
-    pauses,
-    scopes,
-    revocations,
-    epochs,
-    readback,
-    receipts,
-    scrub,
-):
+    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
+    policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
+):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
 
@@ -217,7 +207,7 @@ class VaultCore:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
         if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
-            with suppress(Aftermath):
+            with suppress(Aftermath), self._store.only_reading():
                 return _read(self._store, request)
         mark = self._store.journal.mark()
         self._connection.execute("SAVEPOINT request")
@@ -340,7 +330,7 @@ def _make(
 
 
 def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKey:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (ROOT, CHECK)))
+    meta = read_meta(connection, ROOT, CHECK)
     try:
         parameters = msgspec.json.decode(meta[ROOT], type=RootParameters)
         check = meta[CHECK]
@@ -358,7 +348,7 @@ def _unlock(connection: apsw.Connection, path: Path, root: RootSource) -> RootKe
 
 
 def _check_identity(connection: apsw.Connection, sealing: Sealing, wanted: Identity, path: Path) -> None:
-    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (IDENTITY, IDENTITY_MAC)))
+    meta = read_meta(connection, IDENTITY, IDENTITY_MAC)
     if sealing.mac(IDENTITY, meta.get(IDENTITY)) != meta.get(IDENTITY_MAC):
         raise VaultDamagedError(f"vault {path} does not truly say whose it is: restore the file")
     found = msgspec.json.decode(meta[IDENTITY], type=Identity)

@@ -10,6 +10,11 @@ import apsw
 from qkdnode.errors import VaultError
 
 
+def sqlite_version() -> str:
+    """The version of the library that writes the vault's file."""
+    return apsw.sqlite_lib_version()
+
+
 class Disk:
     """The file system of this machine. `vfs` names SQLite's way to it, `pragmas` are executed first on each opening."""
 

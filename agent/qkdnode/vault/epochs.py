@@ -40,6 +40,8 @@ ORDER BY number LIMIT 2
 """
 _SIZES = f"SELECT number, length(states) FROM bundles WHERE kek = ? AND state = '{HELD}' ORDER BY number LIMIT ?"
 
+_DATA_KEYS = "SELECT place, CAST(wrapped AS BLOB) FROM keys WHERE place BETWEEN ? AND ?"
+
 
 class RewrapKeys(Request, frozen=True):
     """Wrap data keys anew: by an algorithm, or (`to` is "epoch") those under keys of earlier epochs by the present one.
@@ -214,7 +216,9 @@ def _move_bundle(store: Store, bundle: Bundle, new: int) -> None:
     """Every data key of a Bundle, in one change."""
     old, first = bundle.kek, bundle.number * KEYS_PER_BUNDLE
     assert old is not None
-    held = store.rows("SELECT place, wrapped FROM keys WHERE place BETWEEN ? AND ?", first, first + bundle.count - 1)
+    held = store.rows(
+        "SELECT place, CAST(wrapped AS BLOB) FROM keys WHERE place BETWEEN ? AND ?", first, first + bundle.count - 1
+    )
     anew = store.sealing.rewrap(old, new, [(bundle.bound(place - first), wrapped) for place, wrapped in held])
     lost = [place - first for (place, _), wrapped in zip(held, anew, strict=True) if wrapped is None]
     lost = [at for at in lost if bundle.states[at] in HOLDING and bundle.states[at] != LETTERS[Stage.DAMAGED]]

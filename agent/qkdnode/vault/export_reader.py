@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -11,6 +12,8 @@ from qkdnode.audit.export import write_export
 from qkdnode.errors import VaultDamagedError, VaultError
 from qkdnode.vault import schema
 from qkdnode.vault.core import IDENTITY, Identity
+from qkdnode.vault.journal import LEAVES, NOTES
+from qkdnode.vault.rows import each_row, read_meta
 
 
 def export_audit(path: str | Path, write: Callable[[str], object]) -> int:
@@ -37,20 +40,20 @@ def _export(connection: apsw.Connection, path: Path, write: Callable[[str], obje
     if connection.execute("PRAGMA application_id").fetchall()[0][0] != schema.APPLICATION_ID:
         raise VaultError(f"{path} is not a vault: name the right file")
     connection.execute("BEGIN")
-    row = connection.execute("SELECT value FROM meta WHERE name = ?", (IDENTITY,)).fetchone()
+    meta = read_meta(connection, IDENTITY)
     try:
-        identity = msgspec.json.decode(row[0] if row else b"", type=Identity)
+        identity = msgspec.json.decode(meta.get(IDENTITY, b""), type=Identity)
     except msgspec.MsgspecError:
         raise VaultDamagedError(f"vault {path} does not say whose it is") from None
     count = 0
 
     def leaves() -> Iterator[bytes]:
         nonlocal count
-        for (leaf,) in connection.execute("SELECT leaf FROM leaves ORDER BY position"):
+        for (leaf,) in each_row(connection, (str,), LEAVES, "SELECT leaf FROM leaves ORDER BY position"):
             count += 1
             yield leaf.encode()
 
-    notes = connection.execute("SELECT size, note FROM checkpoints ORDER BY size")
+    notes: Iterator[Any] = each_row(connection, (int, str), NOTES, "SELECT size, note FROM checkpoints ORDER BY size")
     for line in write_export(identity.origin, identity.public_key, leaves(), notes):
         write(line)
     return count

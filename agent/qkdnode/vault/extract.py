@@ -1,10 +1,10 @@
 """The audit log in pages, as it was signed: for an export from a running agent."""
 
-from typing import Any
-
 import msgspec
 
+from qkdnode.vault.journal import LEAVES, NOTES
 from qkdnode.vault.requests import Request
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Store
 
 MAX_LEAVES = 2048
@@ -43,24 +43,17 @@ class LoggedPage(msgspec.Struct, frozen=True):
     checkpoints: tuple[tuple[int, str], ...]
 
 
-class Owner(msgspec.Struct, frozen=True):
-    """What the vault's identity says of its log."""
-
-    origin: str
-    public_key: bytes
-
-
 def log_head(store: Store, request: LogHead) -> SignedHead:
     """LogHead."""
-    note = store.journal.checkpoint()
-    owner = msgspec.json.decode(store.scalar("SELECT value FROM meta WHERE name = 'identity'"), type=Owner)
-    return SignedHead(owner.origin, owner.public_key, store.journal.size, note)
+    journal = store.journal
+    note = journal.checkpoint()
+    return SignedHead(journal.origin, journal.public_key, journal.size, note)
 
 
 def log_page(store: Store, request: LogPage) -> LoggedPage:
     """LogPage."""
-    rows: list[Any] = store.connection.execute(_LEAVES, (request.position, request.size, MAX_LEAVES)).fetchall()
-    noted: list[Any] = store.connection.execute(_NOTES, (request.position, request.position + len(rows))).fetchall()
+    rows = read_rows(store.connection, (str,), LEAVES, _LEAVES, request.position, request.size, MAX_LEAVES)
+    noted = read_rows(store.connection, (int, str), NOTES, _NOTES, request.position, request.position + len(rows))
     notes: dict[int, str] = dict(noted)
     leaves: list[str] = []
     checkpoints: list[tuple[int, str]] = []

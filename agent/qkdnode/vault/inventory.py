@@ -53,6 +53,7 @@ class ListedKey(msgspec.Struct, frozen=True):
     association: Association
     link: str
     key_class: str
+    policy: int  # the version that it was cut under; 0: the built-in one
     size_bits: int
     batch: str
     half: str
@@ -128,6 +129,7 @@ def _listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
         association=known.association,
         link=bundle.link,
         key_class=bundle.class_,
+        policy=bundle.policy,
         size_bits=bundle.size_bits,
         batch=str(unpack_batch(bundle.batch)),
         half=bundle.half,

@@ -16,6 +16,7 @@ from qkdnode.audit.events import AnyEvent, Detail, Event
 from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
 from qkdnode.vault.records import RESERVED_SUBJECTS
+from qkdnode.vault.rows import read_meta, read_rows
 from qkdnode.vault.sealing import Sealing
 from qkdnode.wire.events import CHECKPOINT, TOPIC_PATTERN
 
@@ -24,6 +25,7 @@ VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
+LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -72,6 +74,16 @@ class Journal:
         self._verification = Verification(empty_head())
         self._headed = 0  # size of the log under the stored head
         self.now_ns = 0
+
+    @property
+    def origin(self) -> str:
+        """Its name."""
+        return self._origin
+
+    @property
+    def public_key(self) -> bytes:
+        """What verifies its checkpoints."""
+        return self._public_key
 
     @property
     def size(self) -> int:
@@ -174,9 +186,9 @@ class Journal:
         """The signed note over all leaves so far; the one there is if none came since."""
         self.write()
         size = self._frontier.size
-        row = self._connection.execute("SELECT note FROM checkpoints WHERE size = ?", (size,)).fetchone()
-        if row is not None:
-            return str(row[0])
+        known = read_rows(self._connection, (str,), NOTES, "SELECT note FROM checkpoints WHERE size = ?", size)
+        if known:
+            return str(known[0][0])
         note = sign_checkpoint(
             Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self._public_key, self._sign
         )
@@ -186,10 +198,9 @@ class Journal:
 
     def leaves_after(self, position: int, limit: int) -> tuple[tuple[int, str], ...]:
         """Leaves from a position on, as they are hashed."""
-        rows = self._connection.execute(
-            "SELECT position, leaf FROM leaves WHERE position >= ? ORDER BY position LIMIT ?", (position, limit)
-        )
-        return tuple((int(at), str(leaf)) for at, leaf in rows)
+        statement = "SELECT position, leaf FROM leaves WHERE position >= ? ORDER BY position LIMIT ?"
+        rows: list[Any] = read_rows(self._connection, (int, str), LEAVES, statement, position, limit)
+        return tuple(rows)
 
     def topics(self) -> dict[str, int]:
         """The newest number of each topic."""
@@ -197,20 +208,18 @@ class Journal:
 
     def newest_checkpoint(self) -> tuple[int, int, str]:
         """Number, size and note; zeros and nothing if there is none."""
-        rows: list[Any] = self._connection.execute(
-            "SELECT (SELECT count(*) FROM checkpoints), size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
-        ).fetchall()
+        statement = "SELECT (SELECT count(*) FROM checkpoints), size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
+        rows: list[Any] = read_rows(self._connection, (int, int, str), NOTES, statement)
         return rows[0] if rows else (0, 0, "")
 
     def checkpoints_after(self, size: int, limit: int) -> tuple[tuple[int, int, str], ...]:
         """Number from 1, size and note of checkpoints of more than `size` leaves, in their order."""
-        rows: list[Any] = self._connection.execute(
-            "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (size, limit)
-        ).fetchall()
+        statement = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?"
+        rows: list[Any] = read_rows(self._connection, (int, str), NOTES, statement, size, limit)
         if not rows:
             return ()
         ((before,),) = self._connection.execute("SELECT count(*) FROM checkpoints WHERE size <= ?", (size,))
-        return tuple((before + i, int(its), str(note)) for i, (its, note) in enumerate(rows, 1))
+        return tuple((before + i, its, note) for i, (its, note) in enumerate(rows, 1))
 
     def after(self, position: int, limit: int) -> tuple[tuple[int, AnyEvent], ...]:
         """Events from a position on."""
@@ -221,9 +230,7 @@ class Journal:
 
         VaultDamagedError if the head, the last checkpoint or an entry that was read is not what was written.
         """
-        meta = dict(
-            self._connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (LOG_HEAD, LOG_HEAD_MAC))
-        )
+        meta = read_meta(self._connection, LOG_HEAD, LOG_HEAD_MAC)
         head, mac = meta.get(LOG_HEAD, b""), meta.get(LOG_HEAD_MAC, b"")
         if self._sealing.mac("log head", head) != mac:
             raise VaultDamagedError(
@@ -252,38 +259,36 @@ class Journal:
         wanted, _ = _decode_head(seen.head)
         try:
             if seen.frontier.size < wanted.size:
-                rows = self._connection.execute(
+                for position, leaf in read_rows(
+                    self._connection,
+                    (int, str),
+                    LEAVES,
                     "SELECT position, leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position",
-                    (seen.frontier.size, min(wanted.size, seen.frontier.size + limit)),
-                )
-                try:
-                    entries = rows.fetchall()
-                finally:
-                    rows.close(True)  # a cursor that an error leaves open would lock the file
-                for position, leaf in entries:
+                    seen.frontier.size,
+                    min(wanted.size, seen.frontier.size + limit),
+                ):
                     _verify_entry(seen, position, leaf)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
                     f"the audit log in the vault was changed: its {wanted.size} entries do not give its authenticated "
                     "head; export it for evidence and keep the file, start a new vault"
                 )
-        except (VaultDamagedError, UnicodeDecodeError) as error:
+        except VaultDamagedError:
             self._verification = Verification(seen.head)
-            if isinstance(error, VaultDamagedError):
-                raise
-            raise VaultDamagedError(f"the audit log in the vault is damaged: {error}") from None
+            raise
         return seen.frontier.size, wanted.size
 
     def _resume_checkpoints(self, size: int) -> None:
-        last = self._connection.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
-        if last is None:
+        statement = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
+        last = read_rows(self._connection, (int, str), NOTES, statement)
+        if not last:
             return
-        self._checkpointed = last[0]
+        ((self._checkpointed, note),) = last
         try:
-            checkpoint = verify(last[1], self._public_key)
+            checkpoint = verify(note, self._public_key)
         except AuditError as error:
             raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
-        if checkpoint.size != last[0] or checkpoint.size > size:
+        if checkpoint.size != self._checkpointed or checkpoint.size > size:
             raise VaultDamagedError(f"the last checkpoint in the vault covers {checkpoint.size} entries, not its own")
 
     def _append(self, event: AnyEvent) -> int:
@@ -309,7 +314,7 @@ def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int]]:
     return Frontier.decode(frontier), dict(topics)
 
 
-def _verify_entry(seen: "Verification", position: Any, leaf: Any) -> None:
+def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:
     try:
         event = events.decode(leaf.encode())
     except AuditError as error:

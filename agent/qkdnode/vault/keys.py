@@ -9,7 +9,7 @@ from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, outbox, reach
+from qkdnode.vault import bundles, entitlements, outbox, reach
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
 from qkdnode.vault.requests import (
@@ -83,7 +83,7 @@ def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     stage = bundle.stage(place)
     if stage is not Stage.READY:
         raise VaultError(f"key {request.key_id} is {stage}: only a ready key is opened")
-    return bundles.unseal(store, [Chosen(bundle, [place])])
+    return bundles.unseal(store, entitlements.releasable(store, [Chosen(bundle, [place])]))
 
 
 def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
@@ -97,6 +97,7 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     ready = [one for one in ready if one.places and reach.scope_of_bundle(store, one.bundle) is None]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
+    ready = entitlements.releasable(store, ready, peer_reachable=request.peer_reachable)
     if len({one.bundle.size_bits for one in ready}) > 1:
         raise LocalProtocolError("keys of different sizes are not opened at once")
     known = {key_id.bytes: key_id for key_id in asked}
@@ -161,26 +162,22 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
 
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
-    return int(
-        store.scalar(
-            "SELECT coalesce(sum(outstanding), 0) FROM bundles "
-            f"WHERE association = ? AND outstanding AND state = '{HELD}'",
-            _association(store, request.association),
-        )
+    return store.scalar(
+        f"SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding AND state = '{HELD}'",
+        _association(store, request.association),
     )
 
 
 def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
-    """The waiting keys of a Bundle, in order, behind a place."""
+    """The waiting keys of a Bundle that may go out, in order, behind a place."""
     association = store.get_association(bundle.association)
     if association is None or bundle.delivery is None:
         return []
     first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
-    return [
-        Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits)
-        for place in bundle.places(Stage.READY)
-        if place > after
-    ]
+    places = [place for place in bundle.places(Stage.READY) if place > after]
+    if not places or not entitlements.is_released(store, bundle, places):
+        return []
+    return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits) for place in places]
 
 
 def _tell(store: Store, link: str, application: str, ids: list[bytes], leaf: int) -> None:
@@ -195,12 +192,8 @@ def _at(chosen: Chosen, stage: Stage) -> list[int]:
 
 
 def _association(store: Store, wanted: Association) -> int | None:
-    rows: list[Any] = store.connection.execute(
-        "SELECT number FROM associations WHERE local = ? AND remote = ? AND source = ?",
-        (wanted.local, wanted.remote, wanted.source),
-    ).fetchall()
-    known = store.get_association(rows[0][0]) if rows else None
-    return None if known is None or known.association != wanted else known.number
+    known = entitlements.known_association(store, wanted)
+    return None if known is None else known.number
 
 
 def _of_application(store: Store, ids: tuple[KeyId, ...], application: str) -> list[tuple[Bundle, int]]:

@@ -9,7 +9,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import segments
+from qkdnode.vault import segments, stock
 from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
@@ -25,14 +25,14 @@ from qkdnode.vault.requests import (
     VaultStatus,
     VerifyLog,
 )
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import DELIVERED_BOTH, Aftermath, Store
 
 MAX_EVENTS = 4096
+_COUNTS = "SELECT name, value FROM counts"
+# As bytes: a state that somebody wrote there is shown as it is, and keeps no other from being counted.
+_BATCHES = "SELECT ifnull(CAST(state AS BLOB), x''), count(*) FROM batches GROUP BY 1"
 NAMES = ("to", "local", "remote")  # details of access events that name applications
-_STOCK = """
-SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
-WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
-"""
 
 
 def record_event(store: Store, request: RecordEvent) -> int:
@@ -101,14 +101,17 @@ def checkpoint(store: Store, request: Checkpoint) -> str:
 
 def status(store: Store, request: Status) -> VaultStatus:
     """Status."""
-    counts = dict(store.connection.execute("SELECT name, value FROM counts"))
+    counts = dict(read_rows(store.connection, (str, int), "a count of keys in the vault", _COUNTS))
     links = store.find_sound(Link, "true ORDER BY link")
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={stage.value: n for stage in Stage if (n := counts.get(stage.value))},
-        stock_bits_own={link.link: _stock(store, link.link, link.role) for link in links},
-        stock_bits_peer={link.link: _stock(store, link.link, other_role(link.role)) for link in links},
-        batches=dict(store.connection.execute("SELECT state, count(*) FROM batches GROUP BY state")),
+        stock_bits_own={link.link: stock.usable_bits(store, link.link, link.role) for link in links},
+        stock_bits_peer={link.link: stock.usable_bits(store, link.link, other_role(link.role)) for link in links},
+        batches={
+            state.decode("utf-8", "replace"): count
+            for state, count in read_rows(store.connection, (bytes, int), "a state of Batches in the vault", _BATCHES)
+        },
         pads={link.link: segments.pads_left(store, link.link) for link in links},
         application_outbox=counts.get(Stage.READY.value, 0),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
@@ -120,10 +123,6 @@ def status(store: Store, request: Status) -> VaultStatus:
 def alive(store: Store, request: Alive) -> None:
     """Alive. Reads from the file, as a vault whose disk hangs does not answer for the disk."""
     store.scalar("PRAGMA schema_version")
-
-
-def _stock(store: Store, link: str, half: str) -> int:
-    return int(store.scalar(_STOCK, link, half))
 
 
 HANDLERS = {

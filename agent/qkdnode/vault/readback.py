@@ -57,7 +57,7 @@ def read_back(store: Store, request: ReadBack) -> ReadBackState:
     """ReadBack."""
     if store.medium is None:
         return ReadBackState(False)
-    reading: Reading | None = store.reading
+    reading: Reading | None = store.file_reading
     if reading is None:
         return ReadBackState(_begin(store, request.at_least))
     if not reading.begun:
@@ -69,7 +69,7 @@ def read_back(store: Store, request: ReadBack) -> ReadBackState:
     if reading.file < len(NAMES):
         _read(store, reading)
         return ReadBackState(True)
-    store.reading = None
+    store.file_reading = None
     return ReadBackState(False, _finish(store, reading))
 
 
@@ -85,7 +85,7 @@ def _begin(store: Store, at_least: int) -> bool:
         # After a restart only the nonce is known: it stood before the rest, which nothing else would tell.
         traces[row.number] = tuple(fragments([kept[row.number]])) if row.number in kept else (nonce,)
     search = Search(fragments(erased.wrapped)) if erased is not None and erased.wrapped else None
-    store.reading = Reading(erased, ended, search, traces, store.log_emptied)
+    store.file_reading = Reading(erased, ended, search, traces, store.log_emptied)
     store.empties_log = True
     return True
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from qkdnode.audit.events import AlarmEvent, Event, KeyEvent, LinkEvent
+from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent, NodeEvent
 from qkdnode.ids import Association, BatchId
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage
 
@@ -33,7 +33,6 @@ DELETED, DESTROYED = "deleted", "destroyed"
 # Orders to wrap data keys anew
 RUNNING, FINISHED, SUPERSEDED = "running", "finished", "superseded"
 
-POLICY_VERSION = 1
 ID_BYTES = 16
 KEYS_PER_BUNDLE = 128
 
@@ -178,7 +177,7 @@ class Chunk(Record, frozen=True):
 
 
 class KnownAssociation(Record, frozen=True):
-    """An association with all that its keys are bound to."""
+    """An association. Purpose and class are those of its keys while no policy is applied."""
 
     table: ClassVar[str] = "associations"
     key: ClassVar[tuple[str, ...]] = ("number",)
@@ -193,7 +192,9 @@ class KnownAssociation(Record, frozen=True):
     link: str
     purpose: str
     class_: str = msgspec.field(name="class")
-    binding: bytes
+    binding: bytes  # names the association; a key is bound to its services and its class's purpose too
+    services_local: str = "[]"  # JSON
+    services_remote: str = "[]"
     generation: int = 0
     leaf: int = 0
 
@@ -270,7 +271,7 @@ class Bundle(Record, frozen=True):
 
     def bound(self, place: int) -> tuple[Any, ...]:
         """What the ciphertext of one key is bound to."""
-        return ("key", self.key_id(place), self.class_, self.epoch, self.version, self.binding)
+        return ("key", self.key_id(place), self.class_, self.policy, self.epoch, self.version, self.binding)
 
 
 def delivered_both(states: bytes, far: bytes) -> int:
@@ -301,6 +302,33 @@ class PausedLink(Record, frozen=True):
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         return f"pause/{self.link}"
+
+
+class AppliedPolicy(Record, frozen=True):
+    """One version of the policy, with the approvals that let it be applied."""
+
+    table: ClassVar[str] = "policies"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    event: ClassVar[type[Event]] = AccessEvent
+    topic: ClassVar[str] = "policy"
+
+    number: int
+    previous: bytes
+    document: bytes
+    approvals: bytes  # JSON: each with its signer's key and the role that it counted in
+    repeats: int | None  # the version that a rollback repeats
+    applied_ns: int
+    applied_by: str  # the operator
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return policy_subject(self.number)
+
+
+def policy_subject(number: int) -> str:
+    """The name of a version of the policy in the audit log."""
+    return f"policy/{number}"
 
 
 class PeerRequest(Record, frozen=True):
@@ -405,6 +433,27 @@ class Service(Record, frozen=True):
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         return f"service/{self.link}/{self.serial}"
+
+
+class KnownAsset(Record, frozen=True):
+    """A device or a piece of software, by what tells one state of it from another."""
+
+    table: ClassVar[str] = "assets"
+    key: ClassVar[tuple[str, ...]] = ("kind", "name")
+    event: ClassVar[type[Event]] = NodeEvent
+    topic: ClassVar[str] = "assets"
+    dropped: ClassVar[bool] = True  # the log tells that it was known, so the next look says that its row was lost
+
+    kind: str
+    name: str
+    marks: str  # JSON of an object of texts
+    gone: int
+    noted_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"asset/{self.kind}/{self.name}"
 
 
 class KnownAlarm(Record, frozen=True):
@@ -515,30 +564,15 @@ RECORDS: tuple[type[Record], ...] = (
     Scope,
     Tombstone,
     Service,
+    KnownAsset,
     KnownAlarm,
+    AppliedPolicy,
     EndedKek,
     Rewrap,
     ScrubMark,
 )
-RESERVED_SUBJECTS = tuple(
-    f"{name}/"
-    for name in (
-        "link",
-        "segment",
-        "batch",
-        "chunk",
-        "association",
-        "bundle",
-        "key",
-        "request",
-        "pause",
-        "scope",
-        "tombstone",
-        "service",
-        "alarm",
-        "epoch",
-        "rewrap",
-        "erasure",
-        "scrub",
-    )
-)
+_RESERVED = (
+    "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
+    "service", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub",
+)  # fmt: skip
+RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.access.approvals import Approved, Person
 from qkdnode.audit.events import AnyEvent
 from qkdnode.ids import Association, BatchId, KeyId
+from qkdnode.lifecycle.policy.decision import Decision
+from qkdnode.lifecycle.policy.document import Application, Document
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire.messages import Allocate, Greeting, Mark, PadSpan
 
@@ -246,20 +249,51 @@ class ReadyAnnounced(Request, frozen=True):
 
 
 class Associate(Request, frozen=True):
-    """Make an association known (idempotent). Answer: None."""
+    """Make an association known (idempotent), or its services anew. Answer: None.
+
+    Purpose and class are those of its keys while no policy is applied.
+    """
 
     association: Association
     nodes: tuple[str, str]  # local, remote
     link: str
     purpose: str
     key_class: str
+    services: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # local, remote
+
+
+class Entitle(Request, frozen=True):
+    """What the policy allows an association now, for keys of a size. Answer: Entitlement."""
+
+    association: Association
+    size_bits: int
+
+
+class Entitlement(msgspec.Struct, frozen=True):
+    """Answer to Entitle: whether, by which rule, why; of which class; and how many keys.
+
+    `terms` and `binding` must be equal at both ends. Both are empty, as the class is, if nothing is allowed.
+    """
+
+    allowed: bool
+    rule: str
+    reason: str
+    policy: int
+    key_class: str
+    terms: bytes
+    binding: bytes
+    outstanding: int  # keys allocated here, releasable, and not yet acknowledged by both applications
+    room: int  # keys that quotas and reserves let be allocated more
+    room_rule: str  # the one that sets the limit
 
 
 class AllocateKeys(Request, frozen=True):
     """Cut `count` keys for an association from this end's half; they wait for the peer's answer.
 
-    OutOfStockError if the usable half holds less. Answer: tuple[KeyId, ...]. `entropy` holds 16 bytes per key for the
-    ids. They are cut as Bundles of at most 128 keys; one Allocate for each goes to the neighbour's outbox.
+    They are of the first class of the policy that the association may have. PolicyDeniedError if there is none, or a
+    quota or reserve leaves no room for so many; OutOfStockError if the usable half holds less. Answer: tuple[KeyId,
+    ...]. `entropy` holds 16 bytes per key for the ids. They are cut as Bundles of at most 128 keys; one Allocate for
+    each goes to the neighbour's outbox.
     """
 
     association: Association
@@ -311,7 +345,8 @@ class OutboxCleared(Request, frozen=True):
 class ApplicationOutbox(Request, frozen=True):
     """Keys READY for an application and not yet acknowledged, oldest first, after `after`.
 
-    Those of one association alone, or of that and one size, if these are given. Answer: tuple[Delivery, ...].
+    Those of one association alone, or of that and one size, if these are given. Keys that the policy withholds now are
+    left out. Answer: tuple[Delivery, ...].
     """
 
     application: str
@@ -333,7 +368,8 @@ class Delivery(msgspec.Struct, frozen=True):
 class OpenKey(Request, frozen=True):
     """Unseal one key for its application. Answer: SecretBuffer.
 
-    VaultError unless READY; AccessDeniedError, journalled, if it is meant for another application.
+    VaultError unless READY; PolicyDeniedError if the policy withholds it; AccessDeniedError, journalled, if it is
+    meant for another application.
     """
 
     key_id: KeyId
@@ -343,12 +379,15 @@ class OpenKey(Request, frozen=True):
 class OpenKeys(Request, frozen=True):
     """Unseal up to 128 keys of one size for their application. Answer: OpenedKeys.
 
-    Keys that are not READY, and unknown ones, are left out; VaultError if none is left. AccessDeniedError, journalled,
-    if any is meant for another application. VaultDamagedError if some do not unseal: those are set aside, ask again.
+    Keys that are not READY, unknown ones, and those that the policy withholds, are left out; VaultError if none is
+    left, PolicyDeniedError if the policy withholds all that are READY. AccessDeniedError, journalled, if any is meant
+    for another application. VaultDamagedError if some do not unseal: those are set aside, ask again. Without the peer
+    only keys of classes that do not wait for it are opened.
     """
 
     key_ids: tuple[KeyId, ...]
     application: str
+    peer_reachable: bool = True
 
 
 class OpenedKeys(msgspec.Struct, frozen=True):
@@ -382,6 +421,76 @@ class Outstanding(Request, frozen=True):
     """Keys of an association that this end allocated and that both applications have not yet acknowledged: int."""
 
     association: Association
+
+
+# --- policy --------------------------------------------------------------------------------------------------------
+
+
+class CurrentPolicy(Request, frozen=True):
+    """The policy in force. Answer: InForce. VaultDamagedError if the chain of versions is not what was applied."""
+
+
+class InForce(msgspec.Struct, frozen=True):
+    """A version of the policy: its number, the digest of its record, and what it says. Version 0 is built in."""
+
+    number: int
+    digest: bytes
+    document: Document
+    text: bytes
+
+
+class ShowPolicy(Request, frozen=True):
+    """One version of the policy; None: the one in force. Answer: PolicyVersion. PolicyError if there is none."""
+
+    number: int | None = None
+
+
+class PolicyVersion(msgspec.Struct, frozen=True):
+    """Answer to ShowPolicy: a record of the chain with its approvals, and what the next one needs."""
+
+    node: str
+    policy: InForce
+    previous: bytes
+    repeats: int | None
+    applied_ns: int | None
+    applied_by: str | None
+    approvals: tuple[Approved, ...]
+    newest: int
+    newest_digest: bytes
+    withheld: dict[str, int]  # rule -> keys that it kept from being released since the start, at each attempt
+
+
+class ApplyPolicy(Request, frozen=True):
+    """Make a document the next version of the policy, in force from the next request on. Answer: PolicyVersion.
+
+    `repeats` is the version whose document it is, in place of `document`: a rollback. `people` are the operators that
+    the node knows, `algorithms` the ids. PolicyError, ApprovalError, journalled, if it cannot be.
+    """
+
+    document: bytes
+    approvals: tuple[bytes, ...]
+    people: tuple[Person, ...]
+    algorithms: tuple[str, ...]
+    by: str
+    repeats: int | None = None
+
+
+class ExplainPolicy(Request, frozen=True):
+    """How the policy in force decides on a case. Answer: Explanation."""
+
+    association: Association
+    size_bits: int
+    key_class: str | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Answer to ExplainPolicy."""
+
+    policy: int
+    decision: Decision
+    clearance: str
+    quotas: Application | None
+    configured: bool  # whether the configuration has named the association
 
 
 # --- alarms --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ credential (TPM, PKCS#11) fit behind RootSource.
 import os
 import stat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from qkdnode.errors import VaultError, VaultLockedError
+from qkdnode.errors import VaultDamagedError, VaultError, VaultLockedError
 from qkdnode.native.secret import SecretBuffer
 
 KEY_BYTES = 32
@@ -25,18 +25,19 @@ NONCE_BYTES = 12
 TAG_BYTES = 16
 SALT_BYTES = 16
 MAX_SECRET_BYTES = 4096
+MAX_ITERATIONS, MAX_LANES, MAX_MEMORY_KIB = 64, 64, 1 << 20
 
 ARGON2ID, SCRYPT, CREDENTIAL = "argon2id", "scrypt", "credential-hkdf"
 
 
 class RootParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a vault's root key is derived; stored in the clear."""
+    """How a vault's root key is derived; stored in the clear, and so within bounds that no derivation goes beyond."""
 
     method: str
-    salt: bytes
-    iterations: int = 0
-    lanes: int = 0
-    memory_kib: int = 0
+    salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    iterations: Annotated[int, msgspec.Meta(ge=0, le=MAX_ITERATIONS)] = 0
+    lanes: Annotated[int, msgspec.Meta(ge=0, le=MAX_LANES)] = 0
+    memory_kib: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEMORY_KIB)] = 0
 
 
 class RootKey:
@@ -52,8 +53,7 @@ class RootKey:
 
     def unwrap(self, purpose: bytes, wrapped: bytes) -> SecretBuffer:
         """The inverse of wrap; VaultLockedError if this is not the key, or not the purpose, that wrapped it."""
-        # SQLite stores in a column whatever somebody writes there, numbers and text too.
-        size = len(wrapped) - NONCE_BYTES - TAG_BYTES if isinstance(wrapped, bytes) else 0
+        size = len(wrapped) - NONCE_BYTES - TAG_BYTES
         if size < 1:
             raise VaultLockedError("a wrapped key of the vault is cut short: keep the file, start a new vault")
         key = SecretBuffer(size)
@@ -115,7 +115,12 @@ class PassphraseFile:
             if size == 0:
                 raise VaultError(f"passphrase file {self._path} begins with an empty line: write the passphrase there")
             with whole[:size] as line:
-                return _derived(derive(parameters), line)
+                try:
+                    return _derived(derive(parameters), line)
+                except (ValueError, OverflowError) as error:
+                    raise VaultDamagedError(
+                        f"the vault's root key cannot be derived as the vault says: {error}; restore the file"
+                    ) from None
 
 
 class CredentialFile:

@@ -172,6 +172,8 @@ CREATE TABLE associations (
     purpose TEXT NOT NULL,
     class TEXT NOT NULL,
     binding BLOB NOT NULL,
+    services_local TEXT NOT NULL,
+    services_remote TEXT NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
@@ -302,6 +304,33 @@ CREATE TABLE services (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, serial)
+);
+
+-- A numbered chain: `previous` is the digest of the record before, zeros in the first.
+CREATE TABLE policies (
+    number INTEGER PRIMARY KEY,
+    previous BLOB NOT NULL,
+    document BLOB NOT NULL,
+    approvals BLOB NOT NULL,
+    repeats INTEGER,
+    applied_ns INTEGER NOT NULL,
+    applied_by TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+-- Devices and software as they were when the node saw them last; `gone`: it has them no more.
+CREATE TABLE assets (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    marks TEXT NOT NULL,
+    gone INTEGER NOT NULL,
+    noted_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
 );
 
 CREATE TABLE alarms (

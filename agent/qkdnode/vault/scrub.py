@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from qkdnode.audit.events import Detail, NodeEvent
+from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail, NodeEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.lifecycle.states import HOLDING, LETTERS, Stage
 from qkdnode.vault import bundles
@@ -194,8 +194,8 @@ def _share(store: Store, stage: str, place: Any) -> float:
     if stage not in TABLES:
         return 0.0
     column, table = TABLES[stage]
-    last = store.scalar(f"SELECT max({column}) FROM {table}")
-    return min(1.0, place / last) if isinstance(last, int) and last > 0 else 0.0
+    last = store.scalar(f"SELECT coalesce(max({column}), 0) FROM {table}")
+    return min(1.0, place / last) if last > 0 else 0.0
 
 
 # --- the stages ----------------------------------------------------------------------------------------------------
@@ -204,7 +204,12 @@ def _share(store: Store, stage: str, place: Any) -> float:
 def _keks(store: Store, place: Any) -> Page:
     """Every key-encryption key unwraps."""
     page = Page(None)
-    for kek in store.sealing.keks():
+    try:
+        keks = store.sealing.keks()
+    except VaultDamagedError as error:
+        _tell(store, page, "keks", str(error)[:MAX_DETAIL_CHARACTERS], "found")
+        return page
+    for kek in keks:
         page.rows += 1
         if not store.sealing.unwraps(kek.number):
             page.damaged.append(f"keks/{kek.number}")

@@ -25,6 +25,7 @@ from qkdnode.audit.receipt import pseudonym_of
 from qkdnode.errors import LocalProtocolError, VaultDamagedError, VaultLockedError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.root import KEY_BYTES, NONCE_BYTES, TAG_BYTES, RootKey
+from qkdnode.vault.rows import read_meta, read_rows
 
 EPOCH_NS = 86_400 * 10**9
 PSEUDONYMS_KEPT = 8192
@@ -230,9 +231,8 @@ class Sealing:
 
     def keks(self) -> list[Kek]:
         """The key-encryption keys that there are, the oldest first."""
-        rows: list[Any] = self._connection.execute(
-            "SELECT number, link, epoch, algorithm FROM keks ORDER BY number"
-        ).fetchall()
+        statement = "SELECT number, link, epoch, algorithm FROM keks ORDER BY number"
+        rows = read_rows(self._connection, (int, str, int, str), "a key-encryption key in the vault", statement)
         return [Kek(*row) for row in rows]
 
     def has(self, number: int) -> bool:
@@ -255,7 +255,7 @@ class Sealing:
             witness = nonce + WRAPS[under.algorithm](memoryview(under.key)).encrypt(nonce, memoryview(key), b"witness")
         del under
         deleted: list[Any] = self._connection.execute(
-            "DELETE FROM keks WHERE number = ? RETURNING wrapped", (number,)
+            "DELETE FROM keks WHERE number = ? RETURNING CAST(wrapped AS BLOB)", (number,)
         ).fetchall()
         self._numbers = {named: its for named, its in self._numbers.items() if its != number}
         self._drop(number)
@@ -310,9 +310,9 @@ class Sealing:
         """A key-encryption key, unwrapped once; None if there is none of the number. VaultDamagedError if altered."""
         known = self._keks.get(number)
         if known is None:
-            rows: list[Any] = self._connection.execute(
-                "SELECT link, epoch, algorithm, wrapped FROM keks WHERE number = ?", (number,)
-            ).fetchall()
+            statement = "SELECT link, epoch, algorithm, wrapped FROM keks WHERE number = ?"
+            kinds = (str, int, str, bytes)
+            rows = read_rows(self._connection, kinds, f"key-encryption key {number} in the vault", statement, number)
             if not rows:
                 return None
             link, epoch, algorithm, wrapped = rows[0]
@@ -334,10 +334,10 @@ class Sealing:
 
     def _node_key(self, purpose: bytes) -> SecretBuffer:
         name = purpose.decode()
-        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        wrapped = read_meta(self._connection, name).get(name)
+        if wrapped is None:
             raise VaultDamagedError(f"the vault lacks its {name}: keep the file, start a new vault")
-        return self._unwrap(purpose, row[0], name)
+        return self._unwrap(purpose, wrapped, name)
 
     def _unwrap(self, purpose: bytes, wrapped: bytes, name: str) -> SecretBuffer:
         try:

@@ -7,6 +7,7 @@ from qkdnode.ids import GREETING_KEY, PROVISIONED, BatchId, PadAddress
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.records import KEYS_GREETINGS, SPENT, USABLE, WAITING, Segment, pack_batch, unpack_batch
 from qkdnode.vault.requests import GrantPads, NoteSeen, PadsLeft, ReservePads, SegmentState
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Store
 from qkdnode.wire.messages import Mark, PadSpan
 
@@ -99,8 +100,8 @@ def seen_marks(store: Store, link: str) -> tuple[Mark, ...]:
 
 def older_copy(store: Store, link: str, sending: tuple[Mark, ...], seen: tuple[Mark, ...]) -> str:
     """Which end's vault the marks that the peer states show to be an older copy, and how; empty if none."""
-    ((found,),) = store.connection.execute("SELECT max(batch) FROM segments WHERE link = ?", (link,)).fetchall()
-    newest = found if isinstance(found, bytes) else b""
+    statement = "SELECT coalesce(max(batch), x'') FROM segments WHERE link = ?"
+    ((newest,),) = read_rows(store.connection, (bytes,), "the newest segment of the vault", statement, link)
     for mark in (*seen, *sending):
         if mark.index and pack_batch(mark.segment) > newest:
             return f"{OURS}: the peer uses segment {mark.segment}, which this vault does not hold"
@@ -168,7 +169,7 @@ def destroy_all(store: Store, link: str) -> None:
 
 def pads_left(store: Store, link: str) -> int:
     """Pads left for sending."""
-    return int(store.scalar(_LEFT, link))
+    return store.scalar(_LEFT, link)
 
 
 def reserve_pads(store: Store, request: ReservePads) -> tuple[PadAddress, ...]:

@@ -29,6 +29,11 @@ state = '{STOCKED}' AND link = ? AND half = ? AND (batch, number) > (?, ?) AND E
 ORDER BY batch, number LIMIT {PAGE}
 """
 
+_SUM = """
+SELECT coalesce(sum(bits), 0) FROM chunks JOIN batches USING (link, batch)
+WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable
+"""
+
 
 class Run(msgspec.Struct, frozen=True):
     """A stretch of one half of a Batch that is all in stock."""
@@ -70,6 +75,11 @@ def usable_runs(store: Store, link: str, half: str, at_least: int) -> Iterator[R
         place = (rows[-1].batch, rows[-1].number)
     if run is not None:
         yield run
+
+
+def usable_bits(store: Store, link: str, half: str) -> int:
+    """What a half holds in usable Batches."""
+    return int(store.scalar(_SUM, link, half))
 
 
 def holds(store: Store, link: str, half: str, batch: bytes, start: int, end: int) -> bool:

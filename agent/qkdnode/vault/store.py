@@ -1,8 +1,8 @@
 """Protected rows in one SQLite connection: every read is verified, every change is journalled with it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from hmac import compare_digest
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from msgspec.structs import astuple, fields, replace
 
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.lifecycle.policy.decision import Case, Decision
+from qkdnode.lifecycle.policy.quotas import Allowance
 from qkdnode.lifecycle.states import LETTERS, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.erasures import Erasures
@@ -28,7 +30,8 @@ from qkdnode.vault.records import (
     Segment,
     delivered_both,
 )
-from qkdnode.vault.requests import Commits
+from qkdnode.vault.requests import Commits, InForce
+from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
@@ -57,6 +60,24 @@ class Aftermath(Exception):
         self.record = record
 
 
+class KnownPolicy:
+    """What is kept of the policy between requests: none of it outlives a change that is undone."""
+
+    def __init__(self) -> None:
+        self.in_force: InForce | None = None
+        self.decisions: dict[Case, Decision] = {}  # of the policy in force
+        self.head: tuple[int, bytes] | None = None  # number and digest of the newest record, once all were verified
+        self.damage = ""  # why the chain is not what was applied: found once in a run, and for good
+        self.allowances: dict[str, Allowance] = {}  # by application
+        self.withheld: Counter[str] = Counter()  # rule -> keys, at each attempt to have them
+        self.told: dict[tuple[int, str], None] = {}  # Bundles and rules whose keys' withholding is journalled
+
+    def forget(self) -> None:
+        """Read it again before it is used; what was counted stays."""
+        self.in_force = None
+        self.decisions.clear()
+
+
 class Store:
     """The rows, the log and the keys of one open vault, for the request in progress.
 
@@ -83,8 +104,10 @@ class Store:
         self.erasures = Erasures()
         self.empties_log = False  # the write-ahead log is to be emptied once this group is committed
         self.log_emptied = 0  # how often it was
-        self.reading: Any = None  # the reading of the files in progress
+        self.file_reading: Any = None  # the reading of the files in progress
         self.scrub: Any = None  # the pass over all records in progress
+        self.reading = False  # the request in progress may change nothing
+        self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
         self._every: dict[type[Record], list[Any]] = {}
@@ -115,13 +138,27 @@ class Store:
         return self._verified(record, rows[0]) if rows else None
 
     def get_association(self, number: int) -> KnownAssociation | None:
-        """An association, verified once in this run: it never changes."""
+        """An association, verified once in this run."""
         known = self._associations.get(number)
         if known is None:
             known = self.get(KnownAssociation, number)
             if known is not None:
                 self._associations[number] = known
         return known
+
+    @contextmanager
+    def only_reading(self) -> Iterator[None]:
+        """For a request that goes without a savepoint: what it would have to journal it must raise as an Aftermath."""
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading = False
+
+    def associations_changed(self) -> None:
+        """What was kept of associations, and of the policy that is built in for them, is read again."""
+        self._associations.clear()
+        self.policy.forget()
 
     def every(self, record: type[R]) -> list[R]:
         """All verified rows of a small table, read once until one of them changes. VaultDamagedError if one is missing.
@@ -156,12 +193,19 @@ class Store:
         return found
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
-        """All rows of a query that are no record's."""
-        return self.connection.execute(statement, values).fetchall()
+        """All rows of a query that are no record's. VaultDamagedError if there is text that is none."""
+        cursor = self.connection.execute(statement, values)
+        try:
+            return cursor.fetchall()
+        except UnicodeDecodeError:
+            raise VaultDamagedError("a row of the vault holds text that is not UTF-8: keep the file") from None
+        finally:
+            cursor.close(True)  # a cursor that an error leaves open would lock the file
 
-    def scalar(self, statement: str, *values: Any) -> Any:
-        """The one value of a query that is no record's, such as a count."""
-        return self.connection.execute(statement, values).fetchall()[0][0]
+    def scalar(self, statement: str, *values: Any) -> int:
+        """The one number of a query that is no record's, such as a sum. VaultDamagedError if it adds up to none."""
+        ((number,),) = read_rows(self.connection, (int,), "what the vault counts", statement, *values)
+        return int(number)
 
     def find_sound(self, record: type[R], condition: str, *values: Any) -> list[R]:
         """As find, but damaged rows are set aside at once and the others returned."""
@@ -253,6 +297,7 @@ class Store:
         self._associations.clear()
         self._every.clear()
         self._counts.clear()
+        self.policy.forget()
         self.sealing.forget()
         self.erasures.undo_request()
 

@@ -53,7 +53,11 @@ class AlarmCode(StrEnum):
     COMPROMISED = "COMPROMISED"
     CLOCK_STEP = "CLOCK_STEP"
     CONFIG = "CONFIG"
+    POLICY = "POLICY"
     PROTOCOL = "PROTOCOL"
+    ALGORITHM_DEPRECATED = "ALGORITHM_DEPRECATED"
+    ALGORITHM_DISALLOWED = "ALGORITHM_DISALLOWED"
+    ASSET_CHANGED = "ASSET_CHANGED"
 
 
 class Severity(StrEnum):
@@ -185,8 +189,20 @@ KINDS: dict[AlarmCode, Kind] = {
     AlarmCode.CONFIG: Kind(
         _MAJOR, _QUIET, "the configurations of both ends differ: make them equal and restart"
     ),
+    AlarmCode.POLICY: Kind(
+        _MAJOR, _QUIET, "the policies of both ends do not let keys be made: `qkdnode policy explain` at both says why"
+    ),
     AlarmCode.PROTOCOL: Kind(
         _MINOR, _QUIET, "the peer broke a rule of the protocol: compare the software versions of both ends"
+    ),
+    AlarmCode.ALGORITHM_DEPRECATED: Kind(
+        _MINOR, _SIGNAL, "plan its replacement before it is disallowed: see `qkdnode inventory algorithms`"
+    ),
+    AlarmCode.ALGORITHM_DISALLOWED: Kind(
+        _CRITICAL, _SIGNAL, "the node will not start again: install software that does without it, then restart"
+    ),
+    AlarmCode.ASSET_CHANGED: Kind(
+        _MAJOR, _PERSON, "firmware or software is not what it was: find who changed it; if nobody did, stop the node"
     ),
 }  # fmt: skip
 SEVERITY = {code: kind.severity for code, kind in KINDS.items()}

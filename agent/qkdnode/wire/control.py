@@ -211,6 +211,45 @@ class ExportPage(Request, frozen=True, kw_only=True, tag="audit page"):
     size: U64
 
 
+class PolicyShow(Request, frozen=True, kw_only=True, tag="policy show"):
+    """One version of the policy; none given: the one in force. Answer: PolicyShown."""
+
+    number: U64 | None = None
+
+
+class PolicyExplain(Request, frozen=True, kw_only=True, tag="policy explain"):
+    """How the policy in force decides on a case now; without a class: which it gives. Answer: PolicyExplained."""
+
+    application: Name
+    remote: Name
+    link: Name
+    size_bits: Annotated[int, Meta(ge=8, le=65536, multiple_of=8)]
+    key_class: Name | None = None
+
+
+class PolicyApply(Request, frozen=True, kw_only=True, tag="policy apply"):
+    """Make a document the next version of the policy: this one, or that of the version which it repeats.
+
+    `approvals` are the files that two people have signed. Answer: PolicyShown, of the new version.
+    """
+
+    document: Annotated[bytes, Meta(max_length=48 * 1024)] = b""
+    repeats: U64 | None = None
+    approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=8)]
+
+
+class Assets(Request, frozen=True, kw_only=True, tag="inventory"):
+    """A page of what the node consists of, after the first `after`; of one kind, or all. Answer: AssetPage."""
+
+    after: U32 = 0
+    limit: Limit = PAGE_MAX
+    kind: Code | None = None
+
+
+class Algorithms(Request, frozen=True, kw_only=True, tag="inventory algorithms"):
+    """The algorithm registry of the node on the day that counts. Answer: AlgorithmList."""
+
+
 AnyRequest: TypeAlias = (
     Status
     | Links
@@ -233,10 +272,16 @@ AnyRequest: TypeAlias = (
     | Reload
     | ExportBegin
     | ExportPage
+    | PolicyShow
+    | PolicyExplain
+    | PolicyApply
+    | Assets
+    | Algorithms
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Scrubbing,
     ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
+    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -330,6 +375,7 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
     remote: str
     link: str
     key_class: str
+    policy: int  # the version of the policy that it was cut under
     size_bits: int
     batch: str
     half: str
@@ -463,6 +509,97 @@ class LogPage(Answer, frozen=True, kw_only=True):
     checkpoints: tuple[tuple[int, str], ...]
 
 
+class PolicyApproval(Answer, frozen=True, kw_only=True):
+    """Who approved a version, and in which role."""
+
+    operator: str
+    role: str
+    expires_ns: int
+
+
+class PolicyShown(Answer, frozen=True, kw_only=True):
+    """One version of the policy, and what the next one needs: number `newest` + 1, predecessor `newest_digest`."""
+
+    node: str
+    number: int  # 0: built in
+    in_force: bool
+    digest: str  # of the record, hexadecimal; zeros of version 0
+    previous: str
+    document_digest: str
+    document: str  # TOML
+    repeats: int | None
+    applied_ns: int | None
+    applied_by: str | None
+    approvals: tuple[PolicyApproval, ...]
+    newest: int
+    newest_digest: str
+    withheld: dict[str, int]  # rule -> keys that were not released when they were asked for, since the start
+
+
+class PolicyExplained(Answer, frozen=True, kw_only=True):
+    """A decision, the rule that made it, and all terms that go with it."""
+
+    policy: int
+    allowed: bool
+    rule: str
+    reason: str
+    key_class: str | None
+    terms: dict[str, Any] | None
+    clearance: str
+    quotas: dict[str, Any] | None
+    configured: bool  # whether the configuration names the association: without that there is no key either
+
+
+class Asset(Answer, frozen=True, kw_only=True):
+    """Something that the node consists of. What a device says of itself is escaped, and cut to its bound."""
+
+    kind: str
+    name: str
+    version: str | None = None  # of a device: its firmware
+    digest: str | None = None  # SHA-256
+    licence: str | None = None
+    owner: str = "unassigned"
+    classification: str = "unclassified"
+    details: dict[str, str] = {}
+
+
+class AssetPage(Answer, frozen=True, kw_only=True):
+    """Assets by kind and name, and where the next page begins; None: there are no more."""
+
+    assets: tuple[Asset, ...]
+    next: int | None
+    without_asset: tuple[str, ...]  # tables of the configuration that fit nothing
+
+
+class AlgorithmEntry(Answer, frozen=True, kw_only=True):
+    """One algorithm of the registry, as the node's configuration has tightened it."""
+
+    id: str
+    primitive: str
+    parameters: str
+    provider: str
+    functions: tuple[str, ...]
+    status: str  # on the day
+    deprecated_from: str | None
+    disallowed_from: str | None
+    replacement: str | None
+    uses: tuple[str, ...]  # that this node makes of it
+    for_keys: bool  # applications may use keys for it
+    key_bits: tuple[int, ...]
+    classical_bits: int | None
+    quantum_level: int | None
+    oid: str | None
+
+
+class AlgorithmList(Answer, frozen=True, kw_only=True):
+    """The registry, and how many keys there are, which no key is named in."""
+
+    day: str  # the latest that the node has seen
+    algorithms: tuple[AlgorithmEntry, ...]
+    key_classes: dict[str, tuple[str, ...]]  # of the policy in force, with the algorithms of each; none: any
+    keys: dict[str, int] | None  # by stage; None while the vault does not answer
+
+
 ANSWERS: dict[type[Request], type[Answer]] = {
     Status: NodeStatus,
     Links: LinkList,
@@ -485,6 +622,11 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Reload: Reloaded,
     ExportBegin: LogHead,
     ExportPage: LogPage,
+    PolicyShow: PolicyShown,
+    PolicyExplain: PolicyExplained,
+    PolicyApply: PolicyShown,
+    Assets: AssetPage,
+    Algorithms: AlgorithmList,
 }
 
 _encoder = msgspec.msgpack.Encoder()

@@ -280,19 +280,22 @@ class Allocate(Message, frozen=True):
     offset_bits: U64  # within the sender's half
     size_bits: Annotated[int, Meta(ge=8, le=65536)]
     key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 128)]
+    key_class: Name
+    agreed: Block32  # digest of the class's terms and of what its keys are bound to
 
 
 class Allocated(Message, frozen=True):
     """The answer to an Allocate."""
 
     request: U64
-    outcome: Literal["accepted", "refused", "not-settled"]
+    outcome: Literal["accepted", "refused", "denied", "not-settled"]
 
 
 ACCEPTED: Final = "accepted"
 REFUSED: Final = "refused"
+DENIED: Final = "denied"  # refused by the policy of the peer
 NOT_SETTLED: Final = "not-settled"
-ALLOCATION_OUTCOMES = (ACCEPTED, REFUSED, NOT_SETTLED)
+ALLOCATION_OUTCOMES = (ACCEPTED, REFUSED, DENIED, NOT_SETTLED)
 
 
 class Delivered(Message, frozen=True):
@@ -317,6 +320,9 @@ class Subscription(Message, frozen=True):
     connected: bool
     size_bits: U32
     credit: U32
+    key_class: Annotated[str, Meta(max_length=31)]  # that the sender's policy gives it; empty: none
+    terms: Annotated[bytes, Meta(max_length=32)]  # digest of the class's terms; empty with it
+    binding: Annotated[bytes, Meta(max_length=32)]  # digest of what its keys are bound to; empty with it
 
 
 class PadsWanted(Message, frozen=True):

@@ -63,6 +63,19 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (True, "configuration-is-maintained"),
     },
+    Action.POLICY_READ: dict.fromkeys(Role, (True, "everybody-knows-the-policy")),
+    Action.POLICY_APPLY: {
+        OP: (True, "approved-policy-is-applied"),
+        SO: (True, "approved-policy-is-applied"),
+        AU: (False, HANDS_OFF),
+        MA: (True, "approved-policy-is-applied"),
+    },
+    Action.INVENTORY_READ: {
+        OP: (True, "assets-are-accounted-for"),
+        SO: (True, "assets-are-accounted-for"),
+        AU: (True, "assets-are-accounted-for"),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.AUDIT_EXPORT: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "the-log-is-examined"),

@@ -1,5 +1,6 @@
 """The control socket: who asks is proven and journalled, and nobody makes the agent spend more than its limits."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -7,25 +8,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
-from control_node import LINK, OPERATORS, Caller, ControlNode
+from control_node import LINK, OPERATORS, PATIENCE_S, Caller, ControlNode
 
 from qkdnode.access.rules import Role, decide
 from qkdnode.channel.operator import load_operator
+from qkdnode.control import desk
 from qkdnode.control.client import Client
 from qkdnode.control.conversation import Operator
 from qkdnode.control.desk import ACTIONS
 from qkdnode.control.server import Limits
 from qkdnode.control.socket import Credentials
 from qkdnode.errors import AccessDeniedError, AuthenticationError, ConfigError, ControlError, NoAgentError
+from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Closed, Done, Refused
 
 STRANGER = 4242
+POLICY = b"""
+format = "qkdnode-policy/1"
+levels = ["open"]
+[[class]]
+name = "its"
+label = "open"
+purpose = "session"
+"""
 ANY_KEY = UUID(bytes=bytes([0x10]) * 16, version=4).bytes  # of the vault's first key
 REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Status: wire.Status(),
@@ -41,6 +53,11 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Reload: wire.Reload(),
     wire.ExportBegin: wire.ExportBegin(),
     wire.ExportPage: wire.ExportPage(position=0, size=5),
+    wire.PolicyShow: wire.PolicyShow(),
+    wire.PolicyExplain: wire.PolicyExplain(application="app-a", remote="app-b", link=LINK, size_bits=256),
+    wire.PolicyApply: wire.PolicyApply(document=POLICY, approvals=()),  # nobody has approved that
+    wire.Assets: wire.Assets(),
+    wire.Algorithms: wire.Algorithms(),
 }
 
 
@@ -51,8 +68,8 @@ def node(tmp_path: Path) -> Iterator[ControlNode]:
 
 
 def eventually(what: Callable[[], Any]) -> Any:
-    """What becomes true within ten seconds."""
-    until = time.monotonic() + 10
+    """What becomes true in time."""
+    until = time.monotonic() + PATIENCE_S
     while not (found := what()):
         assert time.monotonic() < until, "it never came about"
         time.sleep(0.01)
@@ -68,8 +85,9 @@ def test_each_role_gets_what_the_rules_let_and_every_decision_is_journalled_with
     node: ControlNode, name: str, kind: type[wire.Request]
 ) -> None:
     decision = decide({OPERATORS[name]}, ACTIONS[kind])
+    request = node.approved_policy(POLICY) if kind is wire.PolicyApply else REQUESTS[kind]
     with node.caller(name) as caller:
-        said = caller.ask(REQUESTS[kind])
+        said = caller.ask(request)
     if decision.allowed:
         assert isinstance(said, Done), said
         assert isinstance(wire.decode_answer(REQUESTS[kind], said.answer), wire.ANSWERS[kind])
@@ -88,7 +106,7 @@ def test_each_role_gets_what_the_rules_let_and_every_decision_is_journalled_with
 def test_what_changes_something_is_journalled_before_it_is_done_and_not_done_if_it_cannot_be(node: ControlNode) -> None:
     node.disk_full = True
     with node.caller() as caller:
-        for request in (wire.Pause(link=LINK), wire.Shutdown(), wire.Acknowledge(code="DEVICE_GAP", subject="QKD-A")):
+        for request in (wire.Pause(link=LINK), wire.Acknowledge(code="DEVICE_GAP", subject="QKD-A")):
             said = caller.ask(request)
             assert isinstance(said, Refused)
             assert "could not be journalled, so it was not done" in said.reason
@@ -96,6 +114,48 @@ def test_what_changes_something_is_journalled_before_it_is_done_and_not_done_if_
         node.disk_full = False
         assert isinstance(caller.ask(wire.Pause(link=LINK)), Done)
     assert node.agent.done == [("pause", LINK, "olga")]
+
+
+def test_with_a_full_disk_the_node_is_stopped_and_the_stop_is_counted_until_it_can_be_journalled(
+    node: ControlNode,
+) -> None:
+    node.disk_full = True
+    with node.caller() as caller:
+        said = caller.ask(wire.Shutdown())
+        assert isinstance(said, Done)
+        acted = wire.decode_answer(wire.Shutdown(), said.answer)
+        assert acted.detail.startswith("the agent stops; it could not be journalled (no room for the leaf)")
+        assert isinstance(caller.ask(wire.Shutdown()), Done)
+    assert node.agent.done == [("shutdown", "olga"), ("shutdown", "olga")]
+    assert node.leaves() == []
+    with node.caller("anna") as caller:  # who may not is refused as ever
+        assert isinstance(caller.ask(wire.Shutdown()), Refused)
+    assert len(node.agent.done) == 2
+    node.disk_full = False
+    node.stop()
+    told = {(leaf.outcome, leaf.details["action"]): leaf.details["requests"] for leaf in node.leaves()}
+    assert told == {("allowed", "node.shutdown"): 2, ("refused", "node.shutdown"): 1}
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_stop(node: ControlNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(desk, "STOP_WAITS_S", 0.01)
+    monkeypatch.setattr(node.desk, "_record", hang)
+    with node.caller() as caller:
+        said = caller.ask(wire.Shutdown())
+    monkeypatch.undo()
+    assert isinstance(said, Done)
+    assert "the vault has not answered within 0.01 s" in wire.decode_answer(wire.Shutdown(), said.answer).detail
+    assert node.agent.done == [("shutdown", "olga")]
+
+
+def test_a_stop_that_can_be_journalled_is_so_before_it_is_done(node: ControlNode) -> None:
+    with node.caller() as caller:
+        assert isinstance(caller.ask(wire.Shutdown()), Done)
+    assert node.told() == [("allowed", "node.shutdown", "the-node-is-stopped")]
+    assert "requests" not in node.leaves()[0].details
 
 
 def test_with_a_full_disk_the_state_is_shown_and_the_looks_are_counted_until_they_can_be_journalled(
@@ -133,6 +193,20 @@ def test_what_failed_is_told_with_its_reason_and_journalled(node: ControlNode) -
     assert (said.code, said.rule) == ("CONTROL", "links-are-run")
     assert "no link 'elsewhere'" in said.reason
     assert [outcome for outcome, _, _ in node.told()] == ["allowed", "failed"]
+
+
+def test_a_policy_that_nobody_approved_is_refused_by_name_and_the_document_is_journalled(node: ControlNode) -> None:
+    with node.caller("max") as caller:
+        said = caller.ask(REQUESTS[wire.PolicyApply])
+        assert isinstance(said, Refused)
+        assert (said.code, said.rule) == ("APPROVAL", "approved-policy-is-applied")
+        assert "[unsigned]" in said.reason
+        shown = caller.ask(wire.PolicyShow())
+    assert isinstance(shown, Done)
+    assert wire.decode_answer(wire.PolicyShow(), shown.answer).number == 0
+    allowed, failed, _ = node.leaves()
+    assert (allowed.outcome, failed.outcome) == ("allowed", "failed")
+    assert allowed.details["document"] == failed.details["document"] == document_digest(POLICY).hex()
 
 
 def test_names_and_keys_stand_in_the_log_as_pseudonyms_only(node: ControlNode) -> None:
@@ -340,9 +414,13 @@ def test_only_so_many_connections_are_served_and_others_are_told_so(tmp_path: Pa
 
 
 def test_who_asks_nothing_or_half_a_frame_is_let_go(tmp_path: Path) -> None:
-    with ControlNode(tmp_path, limits=Limits(idle_s=0.1, frame_s=0.1)) as node:
+    (tmp_path / "idle").mkdir()
+    with ControlNode(tmp_path / "idle", limits=Limits(idle_s=0.1)) as node:
         with node.caller() as idle:
             assert idle.is_ended()
+        assert node.server.connections == 0
+    (tmp_path / "slow").mkdir()
+    with ControlNode(tmp_path / "slow", limits=Limits(frame_s=0.1)) as node:
         with node.caller() as slow:
             slow.send(b"\0")
             assert slow.is_ended()
@@ -357,7 +435,7 @@ def test_who_reads_nothing_is_let_go_and_holds_up_nobody(tmp_path: Path) -> None
             asking.start()
             with node.caller() as other:
                 assert isinstance(other.ask(wire.Status()), Done)
-            asking.join(10)
+            asking.join(PATIENCE_S)
             assert not asking.is_alive()
         eventually(lambda: node.server.connections == 0)
 
@@ -381,15 +459,25 @@ def test_a_flood_is_slowed_to_the_allowance(tmp_path: Path) -> None:
         assert loop.time() - began >= (12 - 5) / 20.0 - 0.05
 
 
-def test_a_flood_of_changes_by_one_operator_is_slowed_too(node: ControlNode) -> None:
+def test_a_flood_of_changes_by_one_operator_is_slowed_too(node: ControlNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """The desk's clock stands still here, so the twenty-first waits for its turn; another operator does not."""
+    waits, turn = list[float](), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await turn.wait()
+
+    monkeypatch.setattr(desk, "asyncio", SimpleNamespace(sleep=sleep))
     with node.caller() as caller:
         for _ in range(20):
             assert isinstance(caller.ask(wire.Pause(link=LINK)), Done)
+        assert waits == []
         caller.send(caller.signed(wire.Pause(link=LINK)))
+        eventually(lambda: waits == [1 / desk.ACTS_PER_S])
         with node.caller("sven") as other:
             assert isinstance(other.ask(wire.Pause(link=LINK)), Done)
         assert node.agent.done[-1] == ("pause", LINK, "sven")
+        node.loop.call_soon_threadsafe(turn.set)
         assert isinstance(caller.receive(), Done)
     assert node.agent.done[-1] == ("pause", LINK, "olga")
 

@@ -86,6 +86,7 @@ def test_the_same_file_changes_nothing(base: Path) -> None:
         ('roles = ["operator"]', 'roles = ["operator", "maintainer"]', ("operator olga: changed",)),
         ("[[qrng]]", f"{APP_C}[[qrng]]", ("application app-c: added",)),
         ('socket = "control/socket"', 'socket = "control/socket"\nuids = [0]', ("control.uids",)),
+        ("[[qrng]]", '[[asset]]\nowner = "optics"\n\n[[qrng]]', ("asset",)),
     ],
 )
 def test_what_can_change_at_once_is_told_and_taken_over(base: Path, old: str, new: str, applied: tuple[str]) -> None:
@@ -113,6 +114,7 @@ def test_a_new_association_is_made_and_an_old_one_goes(base: Path) -> None:
         ("0.0.0.0:5600", "0.0.0.0:5610", ("link alice-bob: changed",)),
         ("control/socket", "control/other", ("control.socket",)),
         ("[supply]", "[watch]\n[supply]", ("watch",)),
+        ("[supply]", '[algorithms.OTP]\nstatus = "deprecated"\n[supply]', ("algorithms",)),
     ],
 )
 def test_what_needs_a_restart_is_named_and_not_taken_over(base: Path, old: str, new: str, waiting: Any) -> None:
@@ -179,3 +181,8 @@ def test_operators_have_the_roles_that_the_file_gives_them(base: Path) -> None:
     config: Config = decode_config(TEXT.replace("[[application]]", f"{SVEN}[[application]]", 1))
     roles = {operator.name: operator.roles for operator in load_operators(config, base)}
     assert roles == {"olga": {Role.OPERATOR}, "sven": {Role.SECURITY_OFFICER, Role.MAINTAINER}}
+
+
+def test_a_file_that_loosens_an_algorithm_is_refused(base: Path) -> None:
+    with pytest.raises(ConfigError, match="can only move it earlier"):
+        read(base, f"{TEXT}\n[algorithms.X25519]\ndisallowed_from = 2040-01-01\n")

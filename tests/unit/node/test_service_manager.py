@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from virtual_time import VirtualTimeLoop
 
 from qkdnode.errors import DiskFullError, VaultError
 from qkdnode.node.service_manager import ServiceManager
@@ -92,7 +93,8 @@ def signs_of_life(manager: Manager, why_not: Callable[[float], Awaitable[str | N
         await asyncio.gather(task, return_exceptions=True)
         service.close()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(run())
     return manager.heard()
 
 

@@ -147,7 +147,7 @@ def test_the_peer_is_told_of_a_ready_batch_until_it_knows(pair: Pair) -> None:
 
 def test_an_allocation_from_a_batch_pending_here_is_not_settled(pair: Pair) -> None:
     pair.alice.call(pending())
-    allocate = Allocate(1, "ledger", "payroll", FIRST, 0, 256, bytes(range(16)))
+    allocate = Allocate(1, "ledger", "payroll", FIRST, 0, 256, bytes(range(16)), "qkd", pair.alice.agreed())
     leaves = pair.alice.call(Status()).leaves
     assert pair.alice.call(AcceptAllocation(link=LINK, allocate=allocate)) == NOT_SETTLED
     assert pair.alice.call(Status()).leaves == leaves

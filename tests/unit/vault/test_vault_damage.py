@@ -10,7 +10,9 @@ import pytest
 from vaults import EVERYWHERE, FIRST, HERE, LINK, End, Pair, contents, waiting
 
 from qkdnode.errors import QkdnodeError, VaultDamagedError
+from qkdnode.ids import BatchId
 from qkdnode.vault import records
+from qkdnode.vault.export_reader import export_audit
 from qkdnode.vault.requests import (
     AcceptAllocation,
     AllocationAnswered,
@@ -283,6 +285,67 @@ def test_an_altered_log_or_node_key_keeps_the_vault_shut(pair: Pair, statement: 
         file.execute(statement)
     with pytest.raises(VaultDamagedError, match=what):
         end.open()
+
+
+NO_TEXT = "CAST(x'61ff' AS TEXT)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE meta SET value = 7 WHERE name = 'root parameters'", "root parameters .* holds text, a number where"),
+        ("UPDATE meta SET value = 'x' WHERE name = 'identity'", "identity .* text, text where text, bytes belongs"),
+        (f"UPDATE meta SET value = {NO_TEXT} WHERE name = 'log head'", "log head .* not UTF-8"),
+        ("UPDATE meta SET value = 0.5 WHERE name = 'pseudonym salt'", "pseudonym salt .* a fraction"),
+        ("UPDATE leaves SET leaf = CAST(leaf AS BLOB) WHERE position = 2", "entry of the audit log .* bytes"),
+        ("UPDATE checkpoints SET note = CAST(note AS BLOB)", "checkpoint .* bytes"),
+        (f"UPDATE checkpoints SET note = {NO_TEXT}", "checkpoint .* not UTF-8"),
+    ],
+)
+def test_a_value_of_another_type_keeps_the_vault_shut_and_says_what_it_is(
+    pair: Pair, statement: str, what: str
+) -> None:
+    end = pair.alice
+    end.vault.close()
+    with end.tampering() as file:
+        file.execute(statement)
+    with pytest.raises(VaultDamagedError, match=what):
+        end.open()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE meta SET value = 7 WHERE name = 'identity'",
+        "UPDATE meta SET value = CAST(value AS TEXT) WHERE name = 'identity'",
+        "UPDATE leaves SET leaf = CAST(leaf AS BLOB) WHERE position = 2",
+        "UPDATE checkpoints SET note = CAST(note AS BLOB)",
+        f"UPDATE checkpoints SET note = {NO_TEXT}",
+    ],
+)
+def test_an_export_ends_in_words_over_a_value_of_another_type(pair: Pair, statement: str) -> None:
+    with pair.alice.tampering() as file:
+        file.execute(statement)
+    with pytest.raises(VaultDamagedError, match="is damaged: the file holds"):
+        export_audit(pair.alice.path, lambda line: None)
+
+
+def test_a_state_of_a_batch_that_is_no_text_is_shown_and_keeps_no_other_from_being_counted(pair: Pair) -> None:
+    pair.stock()
+    pair.journal(BatchId(1, 2))
+    with pair.alice.tampering() as file:
+        file.execute(f"UPDATE batches SET state = {NO_TEXT} WHERE state = 'pending'")
+    assert pair.alice.call(Status()).batches == {"ready": 1, "a\ufffd": 1}
+
+
+def test_a_count_of_another_type_is_named_and_no_key_depends_on_it(pair: Pair) -> None:
+    pair.stock()
+    (key,) = pair.ready(count=1)
+    with pair.alice.tampering() as file:
+        file.execute("UPDATE counts SET value = x'00'")
+    with pytest.raises(VaultDamagedError, match="a count of keys in the vault is damaged"):
+        pair.alice.call(Status())
+    assert contents(pair.alice, key) == contents(pair.bob, key)
 
 
 def test_a_lost_kek_makes_its_keys_useless_and_no_others(pair: Pair) -> None:

@@ -9,6 +9,8 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
+import apsw
+import msgspec
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from vaults import EVERYWHERE, FIRST, HERE, LINK, PUBLIC, SIGNING, Counter, End, Pair, contents, material_of, waiting
@@ -63,6 +65,39 @@ def opened(path: Path, source: root.RootSource, *, create: bool = False) -> Vaul
         clock_ns=counter.clock_ns,
         create=create,
     )
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        RootParameters("argon2id", bytes(16), 0, 1, 1024),
+        RootParameters("argon2id", bytes(16), 1, 4, 1),
+        RootParameters("argon2id", b"", 1, 1, 1024),
+        RootParameters("scrypt", bytes(16), 0, 1, 1000),
+        RootParameters("scrypt", bytes(16), 0, 0, 1024),
+    ],
+)
+def test_a_derivation_that_cannot_be_is_damage(tmp_path: Path, parameters: RootParameters) -> None:
+    with pytest.raises(VaultDamagedError, match="cannot be derived as the vault says"):
+        passphrase(tmp_path).unlock(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("memory_kib", 2**40), ("iterations", 2**31), ("lanes", 2**20), ("memory_kib", -1), ("salt", "AAAA")],
+)
+def test_a_vault_cannot_ask_for_more_memory_or_time_than_any_derivation_takes(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    path = tmp_path / "v" / "vault.db"
+    opened(path, passphrase(tmp_path), create=True).close()
+    connection = apsw.Connection(str(path))
+    ((stored,),) = connection.execute("SELECT value FROM meta WHERE name = 'root parameters'").fetchall()
+    changed = msgspec.json.encode({**msgspec.json.decode(stored), name: value})
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'root parameters'", (changed,))
+    connection.close()
+    with pytest.raises(VaultDamagedError, match="does not say how its root key is derived"):
+        opened(path, passphrase(tmp_path))
 
 
 def test_a_passphrase_opens_the_vault_it_made_and_no_other_does(tmp_path: Path) -> None:

@@ -12,16 +12,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.entitlements import Allotment
 from qkdnode.vault.requests import (
     AcceptAllocation,
     AllocateKeys,
     AllocationAnswered,
     Associate,
     BatchRecord,
+    Entitle,
     NeighbourOutbox,
     OpenKey,
     OpenLink,
     PeerReady,
+    PolicyVersion,
     ProvisionLink,
     ReadyAnnounced,
     SettledBatch,
@@ -50,6 +53,7 @@ class Counter:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self.days = 0  # that the wall clock is ahead
+        self.ahead_ns = 0  # what a test has let pass
 
     def draw_into(self, buffer: SecretBuffer) -> None:
         number = next(self._numbers)
@@ -59,7 +63,7 @@ class Counter:
                 view[i : i + 8] = piece[: len(view) - i]
 
     def clock_ns(self) -> int:
-        return START_NS + self.days * 86_400 * 10**9 + next(self._numbers)
+        return START_NS + self.days * 86_400 * 10**9 + self.ahead_ns + next(self._numbers)
 
 
 class End:
@@ -116,6 +120,31 @@ class End:
         nodes = (NODES[self.role], NODES[_other(self.role)])
         wanted = association or self.association
         self.call(Associate(association=wanted, nodes=nodes, link=LINK, purpose="test", key_class="qkd"))
+
+    def agreed(self, size_bits: int = 256) -> bytes:
+        """What an Allocate for the association must say that both ends agree on."""
+        its = self.call(Entitle(association=self.association, size_bits=size_bits))
+        return Allotment(its.key_class, its.policy, its.terms, its.binding).agreed
+
+    @property
+    def now_ns(self) -> int:
+        """About the time of the vault."""
+        return START_NS + self.counter.ahead_ns
+
+    def approvals(self, document: bytes, **changes: Any) -> tuple[bytes, ...]:
+        """What people sign for its next policy, or for another."""
+        from approving import approvals  # beside tests/unit: benchmarks that use this module have not got it
+
+        return approvals(self.call, NODES[self.role], self.now_ns, document, **changes)
+
+    def apply(self, approved: bytes, /, **changes: Any) -> PolicyVersion:
+        """Have a policy applied, approved by both; or something else asked under these approvals."""
+        from approving import application_of
+
+        version: PolicyVersion = self.call(
+            application_of(self.call, NODES[self.role], self.now_ns, approved, **changes)
+        )
+        return version
 
     @contextmanager
     def tampering(self) -> Iterator[apsw.Connection]:

@@ -52,6 +52,14 @@ async def exchange(server: WatchServer, request: bytes) -> tuple[int, dict[str, 
     return int(first.split()[1]) if first else 0, headers, body
 
 
+async def until_open(server: WatchServer, count: int) -> None:
+    """Wait until the server has so many connections."""
+    assert server._runner.server is not None
+    async with asyncio.timeout(10):
+        while len(server._runner.server.connections) != count:
+            await asyncio.sleep(0.001)
+
+
 def asking(path: str, method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
@@ -161,12 +169,12 @@ def test_a_reader_that_says_nothing_or_half_of_it_is_cut_off() -> None:
 def test_one_connection_too_many_is_ended_and_the_others_are_served() -> None:
     async def test(_: Watched, server: WatchServer) -> None:
         held = [await asyncio.open_connection(*server.address) for _ in range(4)]
-        await asyncio.sleep(0.05)
+        await until_open(server, 4)
         status, _, _ = await exchange(server, b"")
         assert (status, server.refused) == (0, 1)
         for _, writer in held:
             writer.close()
-        await asyncio.sleep(0.05)
+        await until_open(server, 0)
         assert (await exchange(server, asking("/healthz")))[0] == 200
 
     served(test, connections=4)

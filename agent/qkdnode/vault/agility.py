@@ -1,0 +1,69 @@
+"""What the check of algorithms needs of the vault: the latest day that it has seen, and how its root key is derived.
+
+The day stands in the audit log alone, as the newest leaf about it: no row could be protected better.
+"""
+
+import msgspec
+
+from qkdnode.audit.events import NodeEvent
+from qkdnode.errors import VaultDamagedError
+from qkdnode.lifecycle.algorithms import is_day
+from qkdnode.vault.requests import Request
+from qkdnode.vault.root import RootParameters
+from qkdnode.vault.rows import read_meta
+from qkdnode.vault.store import Store
+
+SUBJECT = "day/latest"
+ROOT = "root parameters"
+
+
+class RootMethod(Request, frozen=True):
+    """How the root key of this vault is derived. Answer: str, as qkdnode.vault.root names it."""
+
+
+class LatestDay(Request, frozen=True):
+    """The latest day that was noted. Answer: str, such as 2026-11-27; None if none was."""
+
+
+class SeeDay(Request, frozen=True):
+    """Note a day as seen. An earlier one than the latest changes nothing, unless later ones are taken back.
+
+    Answer: str, the latest.
+    """
+
+    day: str
+    taking_back: bool = False
+
+
+def root_method(store: Store, request: RootMethod) -> str:
+    """RootMethod."""
+    parameters = read_meta(store.connection, ROOT).get(ROOT, b"")
+    try:
+        return msgspec.json.decode(parameters, type=RootParameters).method
+    except msgspec.MsgspecError:
+        raise VaultDamagedError("the vault does not say how its root key is derived: restore the file") from None
+
+
+def latest_day(store: Store, request: LatestDay) -> str | None:
+    """LatestDay."""
+    position = store.journal.newest(SUBJECT)
+    if position is None:
+        return None
+    ((_, event),) = store.journal.after(position, 1)
+    day = event.details.get("day")
+    if not isinstance(day, str) or not is_day(day):
+        raise VaultDamagedError(f"entry {position} of the audit log tells no day: look for who wrote to the vault file")
+    return day
+
+
+def see_day(store: Store, request: SeeDay) -> str:
+    """SeeDay."""
+    latest = latest_day(store, LatestDay())
+    if latest is not None and (request.day == latest or (request.day < latest and not request.taking_back)):
+        return latest
+    happened = "day.taken_back" if latest is not None and request.day < latest else "day.seen"
+    store.journal.record(NodeEvent, "node", happened, SUBJECT, {"day": request.day, "before": latest})
+    return request.day
+
+
+HANDLERS = {RootMethod: root_method, LatestDay: latest_day, SeeDay: see_day}

@@ -1,0 +1,63 @@
+"""Pages of the documentation by their word: the commands that they show, and a shell that runs them."""
+
+import doctest
+import re
+import shlex
+
+from click.testing import CliRunner
+
+from qkdnode.cli.main import group
+from qkdnode.errors import QkdnodeError
+
+MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """The blocks of code of one kind."""
+    return re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+
+
+def examples(page: str) -> list[tuple[str, str]]:
+    """Every command of a page with what it shows."""
+    found = []
+    for block in blocks(page, "console"):
+        for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, shown = example.partition("\n")
+            found.append((command, shown))
+    return found
+
+
+def demand_shown(command: str, wanted: str, got: str) -> None:
+    """AssertionError unless a command showed what a page says, of which `...` stands for anything."""
+    if wanted.strip() != "...":
+        wanted = "\n".join(line.rstrip() for line in wanted.splitlines()).strip("\n") + "\n"
+    got = "\n".join(line.rstrip() for line in got.splitlines()).strip("\n") + "\n"
+    matches = doctest.OutputChecker().check_output(wanted, got, MATCHED)
+    assert matches, f"$ {command}\nshows\n{got}\nand not\n{wanted}"
+
+
+class Shell:
+    """As much of a shell as the pages need."""
+
+    def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
+        self.status = 0
+
+    def run(self, command: str) -> str:
+        program, *arguments = shlex.split(command)
+        if program == "export":
+            name, _, value = arguments[0].partition("=")
+            self.environment[name] = value
+            return ""
+        if program == "echo":
+            assert arguments == ["$?"]
+            return f"{self.status}\n"
+        assert program == "qkdnode"
+        result = CliRunner().invoke(group, arguments, env=self.environment, prog_name="qkdnode")
+        if isinstance(result.exception, QkdnodeError):
+            self.status = result.exception.exit_status
+            return f"{result.output}qkdnode: {result.exception}\n"
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.status = result.exit_code
+        return result.output
