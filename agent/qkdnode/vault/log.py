@@ -9,7 +9,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import segments, stock
+from qkdnode.vault import scrub, segments, stock
 from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
@@ -103,6 +103,7 @@ def status(store: Store, request: Status) -> VaultStatus:
     """Status."""
     counts = dict(read_rows(store.connection, (str, int), "a count of keys in the vault", _COUNTS))
     links = store.find_sound(Link, "true ORDER BY link")
+    passed = scrub.progress(store, scrub.ScrubProgress())
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
         keys={stage.value: n for stage in Stage if (n := counts.get(stage.value))},
@@ -117,6 +118,10 @@ def status(store: Store, request: Status) -> VaultStatus:
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,
+        scrub_running=int(passed.running),
+        scrub_rows=passed.rows,
+        scrub_damaged=passed.damaged,
+        erasures_waiting=store.erasures.waiting,
     )
 
 

@@ -646,6 +646,10 @@ class VaultStatus(msgspec.Struct, frozen=True):
     neighbour_outbox: int
     leaves: int
     commits: Commits = Commits()
+    scrub_running: int = 0  # 1 while a pass over all records is made
+    scrub_rows: int = 0  # looked at by it, or by the last one
+    scrub_damaged: int = 0
+    erasures_waiting: int = 0  # data keys that are deleted and not yet searched for in the files
 
 
 class Status(Request, frozen=True):

@@ -255,6 +255,10 @@ POOL_COUNTERS: Rows = (
 VAULT_GAUGES: Rows = (
     ("application_outbox", "application_outbox", "Keys that wait for applications."),
     ("neighbour_outbox", "neighbour_outbox", "Messages that neighbours have not journalled."),
+    ("scrub_running", "scrub_running", "Whether a pass over all stored records is made."),
+    ("scrub_rows", "scrub_rows", "Records that the pass, or the last one, has looked at."),
+    ("scrub_damaged", "scrub_damaged", "Damaged records that it has met."),
+    ("erasures_waiting", "erasures_waiting", "Deleted data keys that the files were not searched for yet."),
 )
 VAULT_COUNTERS: Rows = (
     ("keys_delivered_both", "keys_delivered_both", "Keys delivered at both ends, over the vault's life."),
