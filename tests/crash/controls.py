@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import allocations, bundles, core, keys, outbox
+from qkdnode.vault import allocations, bundles, core, epochs, keys, outbox, receipts, scrub
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import HANDLERS, Outcome, VaultCore, storage_error
 from qkdnode.vault.journal import Journal
@@ -249,6 +249,56 @@ def _stock_in_the_clear() -> None:
     _handle(ask.StoreReady, wrap)
 
 
+def _data_keys_lost_on_the_way() -> None:
+    """A re-wrap deletes the old data keys of a Bundle, and what should write the new ones does not come to it."""
+    right = epochs._move_bundle
+
+    def move(store: Store, bundle: Any, new: int) -> None:
+        right(store, bundle, new)
+        store.connection.execute("UPDATE keys SET wrapped = zeroblob(60) WHERE place / 128 = ?", (bundle.number,))
+
+    _replace(epochs, "_move_bundle", move)
+
+
+def _epoch_ended_too_early() -> None:
+    """A past epoch's key is deleted, whatever is under it; nothing was moved before."""
+    _replace(epochs, "_PAST", "SELECT number FROM keks WHERE epoch < ? ORDER BY number LIMIT 2")
+    _handle(epochs.MoveDataKeys, lambda right: lambda store, request: False)
+
+
+def _page_skipped() -> None:
+    """The pass over all records goes on behind a page that it has not looked at."""
+    right, looked = scrub.STAGES["bundles"], list[int]()
+
+    def skip(store: Store, place: Any) -> Any:
+        looked.append(1)
+        if len(looked) % 2 or scrub.BUNDLES > 1:
+            scrub.BUNDLES = 1
+            place = store.scalar("SELECT coalesce(min(number), 0) FROM bundles WHERE number > ?", place)
+        return right(store, place)
+
+    scrub.STAGES["bundles"] = skip
+
+
+def _receipt_of_any_key() -> None:
+    """The first entry that names a key counts as its destruction, wherever the key is."""
+    _replace(receipts, "HOLDING", frozenset())
+    _replace(receipts, "CRYPTO_ERASE", None)
+
+
+def _kek_left_in_the_file() -> None:
+    """Deleted cells are not overwritten."""
+    _replace(core.schema, "PRAGMAS", tuple(p for p in core.schema.PRAGMAS if "secure_delete" not in p))
+    right = VaultCore.open
+
+    def open_(*arguments: Any, **named: Any) -> VaultCore:
+        opened = right(*arguments, **named)
+        opened._connection.execute("PRAGMA secure_delete = OFF").fetchall()
+        return opened
+
+    _replace(VaultCore, "open", open_)
+
+
 CONTROLS = (
     Control("an answer before the commit", TRIAL, "supplied again", _answer_before_commit, "kills"),
     Control("an acknowledgement before its journal", TRIAL, "supplied again", _record_before_journal, "kills"),
@@ -261,6 +311,11 @@ CONTROLS = (
     Control("a key supplied before the peer has it", TRIAL, "before both ends have it", _ready_before_the_peer),
     Control("a delivery that is forgotten", TRIAL, "supplied again", _delivered_key_comes_again),
     Control("rows believed without their MAC", TRIAL, "two different messages", _macs_unchecked, "rollback"),
+    Control("a re-wrap that deletes before it writes", TRIAL, "is damaged", _data_keys_lost_on_the_way, "keeping"),
+    Control("an epoch ended over what it holds", TRIAL, "is damaged", _epoch_ended_too_early, "keeping"),
+    Control("a pass that skips a page", TRIAL, "the pass looked at", _page_skipped, "keeping"),
+    Control("a receipt of a key that is here", TRIAL, "has a receipt", _receipt_of_any_key, "keeping"),
+    Control("deleted keys left in the file", TRIAL, "still in the file", _kek_left_in_the_file, "keeping"),
     Control("synchronous=NORMAL", POWER_LOSS, "entries were acknowledged", _synchronous_normal),
     Control("a directory that is not synced", POWER_LOSS, "vault is gone", _directory_not_synced, "unsynced names"),
     Control("a key left in bytes", LEAK_SCAN, "heap", _key_in_bytes),

@@ -24,10 +24,12 @@ from qkdnode.audit.events import NodeEvent
 from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB, Association, BatchId, other_role
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault import epochs, readback, receipts, scrub
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
 from qkdnode.vault.root import CredentialFile
+from qkdnode.vault.sealing import AES_256_GCM, CHACHA20_POLY1305
 from qkdnode.wire.codec import encode_body, kind_of
 from qkdnode.wire.messages import (
     ACCEPTED,
@@ -53,6 +55,8 @@ PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
 BITS, REFILL, PADS = 12_000, 1024, 256
 MAX_FRAME = 64 * 1024
+DAY_NS = 86_400 * 10**9
+AHEAD_NS = [0]  # of the wall clock of this process: it is another day when what is kept is looked after
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -100,7 +104,7 @@ def open_vault(role: str, directory: Path, life: int, *, create: bool, disk: Dis
     def clock_ns() -> int:
         nonlocal now_ns
         now_ns += 10**6
-        return now_ns
+        return now_ns + AHEAD_NS[0]
 
     return VaultCore.open(
         directory / "vault.db",
@@ -311,6 +315,41 @@ class Node:
 
     def do_checkpoint(self) -> None:
         self.request(ask.Checkpoint())
+
+    def do_care(self) -> list[str]:
+        """Wrap anew, end yesterday's epochs, read the files, look at all records; what is not as it must be."""
+        AHEAD_NS[0] += DAY_NS
+        epochs.KEYS_AT_ONCE = epochs.ROWS_AT_ONCE = 1  # as many transactions as there can be
+        state = self.request(epochs.Epochs())
+        now = state.rewrap.algorithm if state.rewrap else AES_256_GCM
+        self.request(epochs.RewrapKeys(to=CHACHA20_POLY1305 if now == AES_256_GCM else AES_256_GCM, by="max"))
+        while self.request(epochs.MoveDataKeys()):
+            pass
+        while self.request(epochs.EndEpoch()):
+            pass
+        wrong = list[str]()
+        while (read := self.request(readback.ReadBack())).running:
+            pass
+        wrong += read.failures
+        seen = self.request(scrub.Scrub(now=True))
+        while seen.running:
+            seen = self.request(scrub.Scrub())
+            wrong += [f"{name} is damaged" for name in seen.met]
+        held = sum(self.request(ask.Status()).keys.values())
+        if seen.keys != held:
+            wrong.append(f"the pass looked at {seen.keys} of {held} keys")
+        for application in applications(self.role):
+            for row in self.request(ask.ApplicationOutbox(application=application)):
+                wrong += self._receipt_of(row.key_id)
+        return wrong
+
+    def _receipt_of(self, key_id: UUID) -> list[str]:
+        """There is none of a key that is here."""
+        try:
+            self.request(receipts.Destruction(key_id=key_id))
+        except QkdnodeError:
+            return []
+        return [f"key {key_id} has a receipt and is here"]
 
     def do_picture(self) -> dict[str, Any]:
         return {**picture(self.core, self.role), "fired": self._interposer.fired}

@@ -89,6 +89,9 @@ def run(budget: Budget, seed: int, parts: Container[str] = PARTS) -> int:
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 2, mp_context=get_context("spawn")) as pool:
         recorded = [pool.submit(_record, role) for role in ROLES if STATES in parts]
         lines = [pool.submit(_sweep, line) for line in sweep.lines(budget.strides, offset=seed) if FAULTS in parts]
+        if FAULTS in parts and budget is not SHORT:
+            keeping = sweep.lines({**budget.strides, WRITE: 3, SYNC: 3}, offset=seed, script="keeping")
+            lines += [pool.submit(_sweep, line) for line in keeping]
         looks: list[Future[Found]] = []
         if BUGS in parts:
             stride = budget.control_stride
@@ -134,12 +137,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument("--seed", type=int, default=0, help="where the loops begin and what is drawn")
     parser.add_argument("--fault", help="play this fault alone: ROLE:CALL:NTH:ACT")
+    parser.add_argument("--script", default="", choices=["", "keeping"], help="what is played under --fault")
     parser.add_argument("--state", help="rebuild this state alone: ROLE:OPERATION:LOSS:SEED.DRAW")
     parser.add_argument("--states", type=int, help="states to rebuild")
     parser.add_argument("--part", action="append", choices=PARTS, help="do this part alone; may be given again")
     chosen = parser.parse_args()
     if chosen.fault:
-        return replay(lambda own: sweep.replay(own, Fault.parse(chosen.fault)))
+        return replay(lambda own: sweep.replay(own, Fault.parse(chosen.fault), chosen.script))
     if chosen.state:
         return replay(lambda own: powerloss.replay(own, chosen.state))
     budget = SHORT if os.environ.get("CRASH_SHORT") else LONG

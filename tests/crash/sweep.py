@@ -7,8 +7,10 @@ import msgspec
 from crash.controls import CONTROLS, TRIAL, Control
 from crash.interposer import ACTS_OF, CALLS, KILL_AFTER, SEND, Fault
 from crash.nursery import Nursery
-from crash.trial import ROLLBACK_SCRIPT, SCRIPT, Trial
+from crash.trial import KEEPING_SCRIPT, ROLLBACK_SCRIPT, SCRIPT, Trial
 from qkdnode.ids import ROLES
+
+SCRIPTS = {"": SCRIPT, "kills": SCRIPT, "rollback": ROLLBACK_SCRIPT, "keeping": KEEPING_SCRIPT}
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -29,16 +31,17 @@ class Line(msgspec.Struct, frozen=True):
     act: int
     first: int = 1
     stride: int = 1
+    script: str = ""
 
 
-def lines(stride: dict[int, int], *, offset: int = 0) -> list[Line]:
+def lines(stride: dict[int, int], *, offset: int = 0, script: str = "") -> list[Line]:
     """All of them; `stride` by kind of call, every call where it says nothing."""
     found = []
     for call in CALLS:
         step = stride.get(call, 1)
         for number, act in enumerate(ACTS_OF[call]):
             for role in ROLES:
-                found.append(Line(role, call, act, 1 + (offset + number * 7) % step, step))
+                found.append(Line(role, call, act, 1 + (offset + number * 7) % step, step, script))
     return found
 
 
@@ -48,17 +51,18 @@ def sweep(nursery: Nursery, line: Line) -> Found:
     nth = line.first
     while True:
         fault = Fault(line.role, line.call, nth, line.act)
-        trial = Trial(nursery, fault).play()
-        violations += [f"--fault {fault}: {violation}" for violation in trial.violations]
+        trial = Trial(nursery, fault, script=SCRIPTS[line.script]).play()
+        named = f"--fault {fault}" + f" --script {line.script}" * bool(line.script)
+        violations += [f"{named}: {violation}" for violation in trial.violations]
         if not trial.fired:
             return Found(points, tuple(violations))
         points += 1
         nth += line.stride
 
 
-def replay(nursery: Nursery, fault: Fault) -> Found:
+def replay(nursery: Nursery, fault: Fault, script: str = "") -> Found:
     """One point again."""
-    trial = Trial(nursery, fault).play()
+    trial = Trial(nursery, fault, script=SCRIPTS[script]).play()
     return Found(int(trial.fired), tuple(f"--fault {fault}: {violation}" for violation in trial.violations))
 
 
@@ -73,8 +77,7 @@ def _after_promises(nursery: Nursery) -> Iterator[Fault]:
 
 def uncaught(nursery: Nursery, control: Control) -> Found:
     """Look for a planted bug; it is a violation of the harness if it is not found, or found as something else."""
-    scripts = {"": SCRIPT, "kills": SCRIPT, "rollback": ROLLBACK_SCRIPT}
-    script, excused = scripts[control.scenario], ("PoolExhaustedError",) if control.scenario == "rollback" else ()
+    script, excused = SCRIPTS[control.scenario], ("PoolExhaustedError",) if control.scenario == "rollback" else ()
     points, found = 0, list[str]()
     for fault in _after_promises(nursery) if control.scenario == "kills" else (None,):
         points += 1

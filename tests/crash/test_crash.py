@@ -36,6 +36,14 @@ def test_two_vaults_come_to_the_same_after_any_fault(nursery: Nursery, call: int
         assert not found.violations
 
 
+@pytest.mark.parametrize("nth", [330, 420])
+def test_what_is_kept_is_looked_after_through_any_fault(nursery: Nursery, nth: int) -> None:
+    for role, act in zip(ROLES, ACTS_OF[WRITE], strict=False):
+        found = sweep.replay(nursery, Fault(role, WRITE, nth, act), "keeping")
+        assert found.points == 1
+        assert not found.violations
+
+
 @pytest.mark.parametrize("control", sweep.controls(), ids=lambda control: control.name)
 def test_a_bug_is_found_by_faults(nursery: Nursery, control: sweep.Control) -> None:
     assert not sweep.uncaught(nursery, control).violations

@@ -58,6 +58,23 @@ SCRIPT: tuple[Step, ...] = (
     ("both", "tag", (1,)),
     ("both", "deliver", ()),
 )
+# What is kept is looked after while keys wait.
+KEEPING_SCRIPT: tuple[Step, ...] = (
+    ("both", "provision", ()),
+    ("both", "session", ()),
+    ("both", "tag", (2,)),
+    (ALICE, "distil", (1,)),
+    (ALICE, "allocate", (0, 3, 256)),
+    ("both", "deliver", ()),
+    (ALICE, "allocate", (0, 2, 256)),
+    (BOB, "allocate", (1, 2, 128)),
+    ("both", "care", ()),
+    ("both", "deliver", ()),
+    (BOB, "allocate", (0, 2, 256)),
+    ("both", "care", ()),
+    ("both", "tag", (1,)),
+    ("both", "deliver", ()),
+)
 # Somebody puts rows back at both ends: one alone would be granted no pad twice.
 ROLLBACK_SCRIPT: tuple[Step, ...] = (
     ("both", "provision", ()),
@@ -209,6 +226,9 @@ class Trial:
                 self._command(end, name, *arguments)
                 for application in applications(end.role):  # before the peer has heard of it: there is nothing
                     self._command(end, "supply", application)
+            case "care":
+                for wrong in self._command(end, "care") or ():
+                    self._demand(False, f"{end.role}: {wrong}")
             case "tag":
                 self._tag(end, *arguments)
             case "event":

@@ -8,14 +8,15 @@ import re
 from collections.abc import Hashable, Iterable
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fuzz.engine import Violation
 from fuzz.mutation import as_bytes, as_json, as_json_lines, moved
-from qkdnode.audit import checkpoint, events, verifier
+from qkdnode.audit import checkpoint, events, receipt, verifier
 from qkdnode.audit.export import Header, Item, Leaf, SignedCheckpoint, read_export, write_export
-from qkdnode.audit.merkle import Frontier, leaf_hash
+from qkdnode.audit.merkle import Frontier, inclusion_holds, inclusion_proof, leaf_hash
 from qkdnode.errors import AuditError
 
 ORIGIN = "node-a.audit"
@@ -259,6 +260,85 @@ def take_verification(data: bytes) -> Iterable[Hashable]:
 
 def _wording(text: str) -> tuple[str, ...]:
     return ("".join(c for c in text if not c.isdigit())[:60],)
+
+
+# --- the receipt of a destroyed key  ---
+
+RECEIPT_KEY, OPENING = UUID(int=0x10101010101040109010101010101010), bytes(range(32))
+
+
+@cache
+def _receipt() -> dict[str, Any]:
+    name = receipt.pseudonym_of(RECEIPT_KEY.bytes, OPENING)
+    told: dict[str, events.Detail] = {"method": receipt.METHOD}
+    read: dict[str, events.Detail] = {"first": 0, "last": 3, "deleted": 2, "searched": 2, "found": 0}
+    destroyed = events.KeyEvent(
+        time_ns=5, node="a", topic="t", topic_sequence=1, kind="key.delivered", subject="s", details=told, keys=(name,)
+    )
+    searched = events.KeyEvent(
+        time_ns=6, node="a", topic="t", topic_sequence=2, kind="erasure.read_back", subject="s", details=read
+    )
+    leaves = (*_leaves()[:3], events.encode(destroyed), events.encode(searched))
+    hashes = [leaf_hash(leaf) for leaf in leaves]
+
+    def entry(position: int) -> dict[str, Any]:
+        proof = [step.hex() for step in inclusion_proof(hashes, position)]
+        return {"leaf": leaves[position].decode(), "position": position, "proof": proof}
+
+    return {
+        "format": receipt.FORMAT,
+        "key_id": str(RECEIPT_KEY),
+        "opening": OPENING.hex(),
+        "public_key": base64.b64encode(PUBLIC).decode(),
+        "checkpoint": note_of(leaves),
+        "destruction": entry(3),
+        "read_back": entry(4),
+        "limits": list(receipt.LIMITS),
+    }
+
+
+def receipt_seeds() -> list[bytes]:
+    whole = _receipt()
+    return [receipt.write(made).encode() for made in (whole, {**whole, "read_back": None})]
+
+
+def as_receipt(rng: random.Random, data: bytes) -> bytes:
+    """A field or a type changed, in the one spelling half of the time; sometimes an entry changed and signed anew."""
+    data = as_json(rng, data)
+    try:
+        made: Any = json.loads(data)
+        if rng.random() < 0.3:
+            entry = made["destruction"]
+            entry["leaf"] = as_json(rng, entry["leaf"].encode()).decode("utf-8", "replace")
+            made |= {"checkpoint": note_of((entry["leaf"].encode(),)), "read_back": None}
+            entry |= {"position": 0, "proof": []}
+        return receipt.write(made).encode() if rng.random() < 0.7 else data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return data
+
+
+def take_receipt(data: bytes) -> Iterable[Hashable]:
+    """What is called valid is signed, in its tree, and of a key that it names: by the node's own code."""
+    verdict = receipt.verify(data, PUBLIC)
+    if not verdict.valid:
+        assert verdict.fault
+        return ("invalid", *_wording(verdict.fault))
+    made = json.loads(data)
+    found = checkpoint.verify(made["checkpoint"], PUBLIC)
+    for entry in (made["destruction"], made["read_back"]):
+        if entry is None:
+            continue
+        proof = [bytes.fromhex(step) for step in entry["proof"]]
+        leaf = leaf_hash(entry["leaf"].encode())
+        if not inclusion_holds(leaf, entry["position"], found.size, proof, found.root):
+            raise Violation("a receipt is valid whose entry is not in the tree")
+    event = json.loads(made["destruction"]["leaf"])
+    name = receipt.pseudonym_of(UUID(made["key_id"]).bytes, bytes.fromhex(made["opening"]))
+    if name not in event["keys"] or event["details"]["method"] != receipt.METHOD or event["outcome"] != "done":
+        raise Violation("a receipt is valid whose entry tells of something else")
+    if str(UUID(made["key_id"])) != made["key_id"] or receipt.write(made).encode() != data:
+        raise Violation("a receipt in another than its one spelling is valid")
+    return ("valid", made["read_back"] is None)
 
 
 # --- the frontier that the vault stores  ---

@@ -11,7 +11,7 @@ import msgspec
 from fuzz.engine import Finding, replay, search
 from fuzz.targets import TARGET_OF_NAME
 from qkdnode.access import allowlist, approvals
-from qkdnode.audit import checkpoint, events, export, merkle, verifier
+from qkdnode.audit import checkpoint, events, export, merkle, receipt, verifier
 from qkdnode.authentication import session as link_session
 from qkdnode.channel import gate
 from qkdnode.channel import session as supply_session
@@ -218,6 +218,22 @@ CONTROLS: tuple[Control, ...] = (
         name="decode",
         old=", RecursionError",
         new="",
+    ),
+    Control(
+        what="a receipt's entry need not be in the tree",
+        target="audit/receipt",
+        owner=receipt,
+        name="_included",
+        old="last or hashed != root",
+        new="False",
+    ),
+    Control(
+        what="a receipt's entry need not name the key",
+        target="audit/receipt",
+        owner=receipt,
+        name="_verified",
+        old="type(keys) is not list or name not in keys",
+        new="False",
     ),
     Control(
         what="base64 has other spellings",

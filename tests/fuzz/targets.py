@@ -319,6 +319,16 @@ TARGETS: tuple[Target, ...] = (
         cost=2,
     ),
     Target(
+        name="audit/receipt",
+        run=audits.take_receipt,
+        seeds=audits.receipt_seeds,
+        mutators=(audits.as_receipt, audits.as_receipt, as_bytes),
+        allowed=(AuditError,),
+        modules=("qkdnode.audit.receipt",),
+        decoders=("audit.receipt.read",),
+        cost=2,
+    ),
+    Target(
         name="audit/export",
         run=audits.take_export,
         seeds=audits.export_seeds,

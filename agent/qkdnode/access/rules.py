@@ -29,6 +29,7 @@ class Action(StrEnum):
     ALARMS_ACKNOWLEDGE = "alarms.acknowledge"
     KEYS_READ = "keys.read"
     KEYS_REVOKE = "keys.revoke"
+    KEYS_KEEP = "keys.keep"
     LINK_PAUSE = "link.pause"
     LINK_RESUME = "link.resume"
     NODE_SHUTDOWN = "node.shutdown"
@@ -117,6 +118,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_REVOKE}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
         "a suspect key is stopped by who is on duty or answers for the keys, and by one person alone",
+    ),
+    Rule(
+        "what-is-kept-is-looked-after",
+        Effect.PERMIT,
+        frozenset({Action.KEYS_KEEP}),
+        frozenset({Role.SECURITY_OFFICER, Role.MAINTAINER}),
+        "stored keys are checked and wrapped anew by who answers for them or keeps the agent",
     ),
     Rule(
         "links-are-run",

@@ -1,11 +1,13 @@
-"""`qkdnode audit export | verify`."""
+"""`qkdnode audit export | verify | verify-receipt`."""
 
 import base64
+import dataclasses
 import sys
 from pathlib import Path
 
 import click
 
+from qkdnode.audit import receipt
 from qkdnode.audit.verifier import Report, read_lines, verify
 from qkdnode.channel.identity import load_public
 from qkdnode.cli.reach import addressed, connected, json_option
@@ -18,7 +20,7 @@ from qkdnode.vault.export_reader import export_audit
 
 @click.group(name="audit")
 def command() -> None:
-    """Export the audit log, and verify an export offline."""
+    """Export the audit log, and verify exports and receipts offline."""
 
 
 @command.command()
@@ -74,6 +76,24 @@ def verify_command(file: Path, key: str) -> None:
     report = verify_export(file, public_key(key))
     click.echo(report)
     sys.exit(0 if report.valid else 1)
+
+
+@command.command(name="verify-receipt")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
+@json_option
+def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
+    """Verify the receipt of a destroyed key in FILE: exit 0 valid, 1 invalid, 2 unreadable."""
+    try:
+        with file.open("rb") as opened:
+            verdict = receipt.verify(opened.read(receipt.MAX_BYTES + 1), public_key(key))
+    except OSError as error:
+        raise AuditUnreadableError(f"{file}: {error.strerror}") from None
+    if as_json:
+        print_json({**dataclasses.asdict(verdict), "valid": verdict.valid})
+    else:
+        click.echo(receipt.show(verdict))
+    sys.exit(0 if verdict.valid else 1)
 
 
 def public_key(text: str) -> bytes:

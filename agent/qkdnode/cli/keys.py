@@ -1,5 +1,6 @@
-"""`qkdnode keys list | show | revoke`: which keys there are, never what they are, and which are so no more."""
+"""`qkdnode keys`: which keys there are, never what they are, which are so no more, and how they are kept."""
 
+from pathlib import Path
 from uuid import UUID
 
 import click
@@ -7,12 +8,26 @@ import msgspec
 
 from qkdnode.cli.compromise import show_revoked
 from qkdnode.cli.reach import asking
-from qkdnode.cli.show import console, moment, print_json, table
+from qkdnode.cli.show import console, moment, percent, print_json, table
 from qkdnode.control.client import Client
+from qkdnode.control.export import whole_file
 from qkdnode.lifecycle.reasons import COMPROMISES, Reason
 from qkdnode.lifecycle.response import STEPS
 from qkdnode.lifecycle.states import Stage
-from qkdnode.wire.control import PAGE_MAX, KeyEntry, ListKeys, RevokeKeys, ShowKey
+from qkdnode.wire.control import (
+    PAGE_MAX,
+    DestructionReceipt,
+    EpochList,
+    Epochs,
+    KeyEntry,
+    ListKeys,
+    RevokeKeys,
+    RewrapKeys,
+    Scrubbing,
+    ScrubNow,
+    ScrubStatus,
+    ShowKey,
+)
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
 
@@ -21,7 +36,7 @@ STAGE = click.Choice([stage.value for stage in Stage])
 
 @click.group(name="keys")
 def command() -> None:
-    """Show which keys there are, never their bits, and revoke them."""
+    """Show which keys there are, never their bits, revoke them, and see to how they are kept."""
 
 
 @command.command(name="list")
@@ -106,3 +121,70 @@ def revoke(client: Client, key_ids: tuple[UUID, ...], reason: str, as_json: bool
         raise click.UsageError(f"{len(key_ids)} keys at once: give at most {PAGE_MAX}")
     request = RevokeKeys(key_ids=tuple(key_id.bytes for key_id in key_ids), reason=reason)
     show_revoked(client.ask(request), STEPS["key"] if reason in COMPROMISES else (), as_json)
+
+
+@command.command()
+@click.option("--now", is_flag=True, help="Begin a pass, unless one is running.")
+@asking
+def scrub(client: Client, now: bool, as_json: bool) -> None:
+    """Show how far the pass over all stored records is, which verifies each and sets aside what is damaged."""
+    state: ScrubStatus = client.ask(ScrubNow() if now else Scrubbing())
+    if as_json:
+        print_json(state)
+        return
+    if not state.begun_ns:
+        click.echo("no pass over the stored records was made yet")
+        return
+    where = f"at {state.stage}, {percent(state.share)} of it" if state.running else f"over {moment(state.ended_ns)}"
+    click.echo(f"pass {state.number}, begun {moment(state.begun_ns)}: {where}")
+    click.echo(f"{state.rows} records, {state.keys} keys, {state.ciphertexts} unsealed, {state.damaged} damaged")
+
+
+@command.command()
+@asking
+def epochs(client: Client, as_json: bool) -> None:
+    """Show the key-encryption keys, one for each link, day and algorithm, and what is under them."""
+    _show_epochs(client.ask(Epochs()), as_json)
+
+
+@command.command()
+@click.option("--to", required=True, help="An algorithm, such as ChaCha20-Poly1305, or `epoch`: today's key.")
+@asking
+def rewrap(client: Client, to: str, as_json: bool) -> None:
+    """Wrap the data keys of all that is stored anew, while the agent serves; `keys epochs` shows how far that is.
+
+    Keys that are made from now on are wrapped by that algorithm, too.
+    """
+    _show_epochs(client.ask(RewrapKeys(to=to)), as_json)
+
+
+@command.command()
+@click.argument("key_id", type=click.UUID)
+@click.option("--out", default=None, type=click.Path(path_type=Path), help="Write it to this file.")
+@asking
+def receipt(client: Client, key_id: UUID, out: Path | None, as_json: bool) -> None:
+    """Give the receipt of the destroyed key KEY_ID, which `audit verify-receipt` verifies without this node."""
+    text: str = client.ask(DestructionReceipt(key_id=key_id.bytes)).receipt
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    with whole_file(out) as (_, file):
+        file.write(text)
+    if as_json:
+        print_json({"file": str(out), "key_id": str(key_id)})
+    else:
+        click.echo(f"{out}: receipt of key {key_id}")
+
+
+def _show_epochs(state: EpochList, as_json: bool) -> None:
+    if as_json:
+        print_json(state)
+        return
+    rows = (
+        (kek.number, kek.link, moment(kek.epoch * 86_400 * 10**9), kek.algorithm, kek.state, kek.rows)
+        for kek in state.keks
+    )
+    console().print(table(("number", "link", "epoch", "algorithm", "state", "rows"), rows))
+    if state.rewrap is not None:
+        order = state.rewrap
+        click.echo(f"wrapped anew by {order.algorithm}: {order.rows - order.left} of {order.rows}, {order.state}")

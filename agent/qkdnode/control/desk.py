@@ -19,10 +19,11 @@ from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
+from qkdnode.control.receipts import destruction_receipt
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.vault import extract, inventory, revocations, scopes
+from qkdnode.vault import epochs, extract, inventory, revocations, scopes, scrub
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
@@ -47,6 +48,11 @@ ACTIONS: dict[type[Request], Action] = {
     wire.RevokeKeys: Action.KEYS_REVOKE,
     wire.CompromiseScope: Action.KEYS_REVOKE,
     wire.Scopes: Action.KEYS_READ,
+    wire.Scrubbing: Action.STATUS_READ,
+    wire.ScrubNow: Action.KEYS_KEEP,
+    wire.Epochs: Action.STATUS_READ,
+    wire.RewrapKeys: Action.KEYS_KEEP,
+    wire.DestructionReceipt: Action.KEYS_READ,
     wire.Pause: Action.LINK_PAUSE,
     wire.Resume: Action.LINK_RESUME,
     wire.Shutdown: Action.NODE_SHUTDOWN,
@@ -237,6 +243,22 @@ class Desk:
     async def _scopes(self, _: wire.Scopes, __: Operator) -> Answer:
         return wire.ScopeList(scopes=tuple(map(_scope, await self._ask(scopes.Scopes()))))
 
+    async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
+        return _scrub(await self._ask(scrub.ScrubProgress()))
+
+    async def _scrub_now(self, _: wire.ScrubNow, __: Operator) -> Answer:
+        return _scrub(await self._ask(scrub.Scrub(now=True)))
+
+    async def _epochs(self, _: wire.Epochs, __: Operator) -> Answer:
+        return _epoch_list(await self._ask(epochs.Epochs()))
+
+    async def _rewrap(self, request: wire.RewrapKeys, operator: Operator) -> Answer:
+        await self._ask(epochs.RewrapKeys(to=request.to, by=operator.name))
+        return _epoch_list(await self._ask(epochs.Epochs()))
+
+    async def _receipt(self, request: wire.DestructionReceipt, _: Operator) -> Answer:
+        return wire.Receipt(receipt=await destruction_receipt(UUID(bytes=request.key_id), self._ask))
+
     async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
         changed = await self._port.pause(request.link, operator.name)
         return wire.Acted(changed=changed, detail=f"link {request.link} {'is' if changed else 'was already'} paused")
@@ -335,6 +357,11 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.RevokeKeys: Desk._revoke,
     wire.CompromiseScope: Desk._compromise,
     wire.Scopes: Desk._scopes,
+    wire.Scrubbing: Desk._scrubbing,
+    wire.ScrubNow: Desk._scrub_now,
+    wire.Epochs: Desk._epochs,
+    wire.RewrapKeys: Desk._rewrap,
+    wire.DestructionReceipt: Desk._receipt,
     wire.Pause: Desk._pause,
     wire.Resume: Desk._resume,
     wire.Shutdown: Desk._shutdown,
@@ -356,7 +383,7 @@ def _particulars(request: Request) -> Details:
             return {"link": link}
         case wire.Acknowledge(code=code, subject=subject):
             return {"alarm": code, "about": subject}
-        case wire.ShowKey(key_id=key_id):
+        case wire.ShowKey(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
         case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
             what: Details = {"approvals": len(approvals)}
@@ -367,9 +394,24 @@ def _particulars(request: Request) -> Details:
             return {"keys": len(key_ids), "reason": reason}
         case wire.CompromiseScope(scope=scope, value=value, reason=reason):
             return {"scope": scope, "to" if scope == "application" else "about": value or "", "reason": reason}
+        case wire.RewrapKeys(to=to):
+            return {"wrap": to}
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
+
+
+def _scrub(state: scrub.ScrubState) -> wire.ScrubStatus:
+    told = {name: getattr(state, name) for name in wire.ScrubStatus.__struct_fields__}
+    return wire.ScrubStatus(**told)
+
+
+def _epoch_list(state: epochs.EpochsState) -> wire.EpochList:
+    order = state.rewrap
+    return wire.EpochList(
+        keks=tuple(wire.KekEntry(**msgspec.structs.asdict(kek)) for kek in state.keks),
+        rewrap=None if order is None else wire.RewrapStatus(**msgspec.structs.asdict(order)),
+    )
 
 
 def _fitting(assets: list[wire.Asset]) -> tuple[wire.Asset, ...]:

@@ -31,7 +31,7 @@ from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.service_manager import ServiceManager
-from qkdnode.node.upkeep import move_rows
+from qkdnode.node.upkeep import Care, move_rows
 from qkdnode.node.vigil import Vigil
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
@@ -80,6 +80,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop
         self._reading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._caring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._algorithms: AlgorithmWatch
         self._assets: Assets
@@ -181,6 +182,8 @@ class Agent:
         self._rechecking = asyncio.create_task(self._algorithms.run(), name="algorithms")
         self._reading = asyncio.create_task(self._read_log())
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
+        care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
+        self._caring = asyncio.create_task(care.run(), name="care")
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._started = True
@@ -191,7 +194,7 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        beside = (self._vigilant, self._rechecking, self._comparing, self._moving, self._recorder.keeper)
+        beside = (self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._recorder.keeper)
         watched += [task for task in beside if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
@@ -207,7 +210,8 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        for beside in (self._reading, self._vigilant, self._rechecking, self._comparing, self._moving):
+        helpers = (self._reading, self._vigilant, self._rechecking, self._comparing, self._moving, self._caring)
+        for beside in helpers:
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():

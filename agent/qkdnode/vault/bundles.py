@@ -27,6 +27,7 @@ from qkdnode.vault.records import (
 from qkdnode.vault.rows import read_rows
 from qkdnode.vault.store import Aftermath, Store
 
+CRYPTO_ERASE = "crypto-erase"  # how keys are destroyed: ciphertext and wrapped data key are deleted
 _AT_ONCE = 128  # ids in one statement
 _SOUND = f"state = '{HELD}'"
 _INDEX = "the index of key ids in the vault"
@@ -117,10 +118,12 @@ def make(
         ended_ns=None,
         epoch=store.epoch,
         version=1,
+        kek=store.kek(cut.link),
     )
+    assert row.kek is not None
     with memoryview(material) as view:
         bounds = [row.bound(place) for place in range(len(ids))]
-        sealed = store.sealing.seal(cut.link, row.epoch, bounds, view, size)
+        sealed = store.sealing.seal(row.kek, bounds, view, size)
     first = number * KEYS_PER_BUNDLE
     store.connection.executemany(
         "INSERT INTO keys VALUES (?, ?, ?)",
@@ -198,21 +201,30 @@ def move(
     elif step in (Step.ACCEPT, Step.RESTORE):
         changes["delivery"] = store.journal.size
     changes = {name: value for name, value in changes.items() if value != getattr(bundle, name)}
+    if gone and len(gone) < len(chosen.places):
+        # The leaf of an erasure names no key that had no bits left to erase.
+        others = [place for place in chosen.places if place not in gone]
+        changed = move(store, Chosen(bundle, others), step, why, details, outcome)
+        return move(store, Chosen(changed, gone), step, why, details, outcome)
+    told: dict[str, Detail] = {"by": why.actor, "reason": why.reason, **(details or {})}
     if gone:
-        _destroy(store, bundle, gone)
-    told = {"by": why.actor, "reason": why.reason, **(details or {})}
+        _erase(store, bundle, sorted(gone))
+        told["method"] = CRYPTO_ERASE
+        if HOLDING.isdisjoint(states):
+            changes["kek"] = None
     return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
 
 
-def _destroy(store: Store, bundle: Bundle, places: list[int]) -> None:
+def _erase(store: Store, bundle: Bundle, places: list[int]) -> None:
     """Delete ciphertexts and data keys of some keys, in rising order."""
     first = bundle.number * KEYS_PER_BUNDLE
+    statement = "DELETE FROM keys WHERE place BETWEEN ? AND ? RETURNING CAST(wrapped AS BLOB)"
+    runs = [(place, place) for place in places]
     if places[-1] - places[0] + 1 == len(places):
-        store.connection.execute(
-            "DELETE FROM keys WHERE place BETWEEN ? AND ?", (first + places[0], first + places[-1])
-        )
-    else:
-        store.connection.executemany("DELETE FROM keys WHERE place = ?", [(first + place,) for place in places])
+        runs = [(places[0], places[-1])]
+    for start, end in runs:
+        for (wrapped,) in store.connection.execute(statement, (first + start, first + end)).fetchall():
+            store.erasures.note(wrapped)
 
 
 def unseal(store: Store, chosen: Sequence[Chosen]) -> SecretBuffer:
@@ -229,13 +241,13 @@ def unseal(store: Store, chosen: Sequence[Chosen]) -> SecretBuffer:
             for one in chosen:
                 bundle, end = one.bundle, done + size * len(one.places)
                 with view[done:end] as into:
-                    pieces = _sealed(store, one)
-                    failed = store.sealing.unseal_into(bundle.link, bundle.epoch, pieces, size, into)
+                    pieces = sealed(store, one)
+                    failed = store.sealing.unseal_into(bundle.kek, pieces, size, into)
                 if failed:
                     damaged.append(Chosen(bundle, [one.places[i] for i in failed]))
                 done = end
         if damaged:
-            raise _damage(store, damaged)
+            raise damage(store, damaged)
     except BaseException:
         material.release()
         raise
@@ -247,7 +259,8 @@ def split(key_ids: bytes) -> list[bytes]:
     return [key_ids[i : i + ID_BYTES] for i in range(0, len(key_ids), ID_BYTES)]
 
 
-def _sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, bytes]]:
+def sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, bytes]]:
+    """What keys are bound to, their ciphertexts and data keys; empty ones where there is no row."""
     bundle = chosen.bundle
     first = bundle.number * KEYS_PER_BUNDLE
     rows = read_rows(
@@ -262,7 +275,8 @@ def _sealed(store: Store, chosen: Chosen) -> list[tuple[tuple[Any, ...], bytes, 
     return [(bundle.bound(place), *held.get(place, (b"", b""))) for place in chosen.places]
 
 
-def _damage(store: Store, damaged: list[Chosen]) -> Aftermath:
+def damage(store: Store, damaged: list[Chosen]) -> Aftermath:
+    """Keys that do not unseal: the failure that sets each aside, alone."""
     names = [store.sealing.pseudonym(key_id) for one in damaged for key_id in one.ids()]
 
     def set_aside(store: Store) -> None:

@@ -29,6 +29,7 @@ from qkdnode.vault import (
     assets,
     batches,
     entitlements,
+    epochs,
     extract,
     inventory,
     keys,
@@ -37,13 +38,17 @@ from qkdnode.vault import (
     outbox,
     pauses,
     policies,
+    readback,
+    receipts,
     revocations,
     schema,
     scopes,
+    scrub,
     segments,
 )
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
+from qkdnode.vault.medium import Medium
 from qkdnode.vault.requests import OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.rows import read_meta
@@ -56,7 +61,7 @@ _CHECK = b"vault check"
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
-    policies, entitlements, agility, assets,
+    policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
@@ -121,7 +126,8 @@ class VaultCore:
             _check_identity(connection, sealing, identity, path)
             journal = Journal(connection, sealing, node=node, origin=identity.origin, public_key=public_key, sign=sign)
             journal.resume()
-            store = Store(connection, sealing, journal, node=node, start=os.urandom(8))
+            medium = Medium(path, disk.vfs)
+            store = Store(connection, sealing, journal, node=node, start=os.urandom(8), medium=medium)
             _write_event(connection, journal, clock_ns(), "vault.opened")
         except BaseException as error:
             if connection is not None:
@@ -157,6 +163,9 @@ class VaultCore:
             self._connection.execute("COMMIT")
             if self._connection.total_changes() != changes:
                 self._store.commits = self._store.commits.and_one(taken, time.perf_counter() - begun)
+            self._store.erasures.settle()
+            if self._store.empties_log:
+                self._empty_log()
         except BaseException as error:
             failure = storage_error(error, self._path) if isinstance(error, apsw.Error) else error
             self._undo(mark)
@@ -164,6 +173,15 @@ class VaultCore:
                 taken = sum(1 for _ in requests)
             return [Outcome(error=failure)] * taken
         return outcomes
+
+    def _empty_log(self) -> None:
+        """Write all pages of the write-ahead log to the main file and cut it; not now if somebody reads the file."""
+        self._store.empties_log = False
+        with suppress(apsw.Error):  # what was committed stands whatever the disk does now
+            self._connection.set_busy_timeout(0)
+            ((busy, _, _),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._store.log_emptied += not busy
+        self._connection.set_busy_timeout(schema.BUSY_MS)
 
     def finish(self) -> None:
         """Sign a last checkpoint and empty the write-ahead log. VaultError if the storage does not take it."""
@@ -176,6 +194,8 @@ class VaultCore:
     def close(self) -> None:
         """Close the file and wipe the keys."""
         _let_go(self._connection)
+        if self._store.medium is not None:
+            self._store.medium.close()
         self._store.sealing.destroy()
         self._disk.unlock(self._lock)
 
@@ -218,6 +238,9 @@ class VaultCore:
             self._connection.execute(statement)
         self._store.journal.rewind(mark)
         self._store.forget()
+        if statement == "ROLLBACK":
+            self._store.erasures.undo_group()
+            self._store.scrub = None  # from what is written of it
 
 
 def _let_go(connection: apsw.Connection) -> None:

@@ -156,11 +156,11 @@ class Journal:
         self._pending.clear()
         self._pending_subjects.clear()
 
-    def write(self) -> None:
-        """Write the leaves of the request that ends."""
-        if not self._pending:
-            return
+    def write(self) -> tuple[int, int]:
+        """Write the leaves of the request that ends; the positions of the first and last of them."""
         first = self._frontier.size
+        if not self._pending:
+            return first, first - 1
         self._connection.executemany(
             "INSERT INTO leaves (position, leaf) VALUES (?, ?)", enumerate(self._pending, first)
         )
@@ -168,6 +168,7 @@ class Journal:
             self._frontier.append(leaf_hash(leaf.encode()))
         self._pending.clear()
         self._pending_subjects.clear()
+        return first, self._frontier.size - 1
 
     def write_head(self) -> None:
         """Before each commit: the authenticated head of the log, and a checkpoint after enough leaves or time."""

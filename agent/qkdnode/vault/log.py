@@ -105,7 +105,7 @@ def status(store: Store, request: Status) -> VaultStatus:
     links = store.find_sound(Link, "true ORDER BY link")
     return VaultStatus(
         keys_delivered_both=counts.pop(DELIVERED_BOTH, 0),
-        keys={state: n for state, n in counts.items() if n},
+        keys={stage.value: n for stage in Stage if (n := counts.get(stage.value))},
         stock_bits_own={link.link: stock.usable_bits(store, link.link, link.role) for link in links},
         stock_bits_peer={link.link: stock.usable_bits(store, link.link, other_role(link.role)) for link in links},
         batches={

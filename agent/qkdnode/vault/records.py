@@ -28,6 +28,10 @@ WAITING, USABLE, SPENT = "waiting", "usable", "spent"
 KEYS_GREETINGS = "greeting"  # no pads: the key of the pair's Greetings
 # Chunks; QUARANTINED and DAMAGED are shared
 STOCKED = "stocked"
+# Key-encryption keys that are deleted: not yet proven to be gone, or proven
+DELETED, DESTROYED = "deleted", "destroyed"
+# Orders to wrap data keys anew
+RUNNING, FINISHED, SUPERSEDED = "running", "finished", "superseded"
 
 ID_BYTES = 16
 KEYS_PER_BUNDLE = 128
@@ -100,6 +104,7 @@ class Segment(Record, frozen=True):
     granted: int  # the peer may have tagged with the pads of its half below this
     epoch: int
     version: int
+    kek: int | None  # under which its data key is wrapped
     sealed: bytes | None
     wrapped: bytes | None
     generation: int = 0
@@ -154,8 +159,9 @@ class Chunk(Record, frozen=True):
     state: str
     spans: str
     bits: int
-    epoch: int
+    epoch: int  # in which it was sealed
     version: int
+    kek: int  # under which its data key is wrapped
     sealed: bytes
     wrapped: bytes
     generation: int = 0
@@ -238,6 +244,7 @@ class Bundle(Record, frozen=True):
     ended_ns: int | None
     epoch: int
     version: int
+    kek: int | None  # under which the data keys are wrapped; None once no key is held any more
     generation: int = 0
     leaf: int = 0
 
@@ -476,6 +483,74 @@ class KnownAlarm(Record, frozen=True):
         return f"alarm/{self.code}/{self.about}"
 
 
+class EndedKek(Record, frozen=True):
+    """A key-encryption key that is deleted, with what it takes to show that it is gone."""
+
+    table: ClassVar[str] = "ended_keks"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "epochs"
+
+    number: int
+    link: str
+    epoch: int
+    algorithm: str
+    state: str
+    trace: bytes  # the complement of its nonce under the root key, so that a search for that does not find this
+    witness: bytes  # a random key that was wrapped under it
+    deleted_ns: int
+    destroyed_ns: int | None = None
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"epoch/{self.link}/{self.number}"
+
+
+class Rewrap(Record, frozen=True):
+    """An order to wrap data keys anew: those under another algorithm, or under a key of an earlier epoch."""
+
+    table: ClassVar[str] = "rewraps"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "epochs"
+
+    number: int  # position of its first leaf
+    algorithm: str
+    epoch: int  # data keys under a key of an earlier one move
+    state: str
+    rows: int  # that were to move when it was given
+    by: str
+    made_ns: int
+    ended_ns: int | None = None
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"rewrap/{self.number}"
+
+
+class ScrubMark(Record, frozen=True):
+    """How far the pass over all records has come. It has no leaves: an old one put back has some looked at again."""
+
+    table: ClassVar[str] = "scrubs"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "vault"
+    dropped: ClassVar[bool] = True
+
+    number: int  # position of the leaf that the pass began with
+    stage: str
+    place: bytes
+    rows: int
+    keys: int
+    ciphertexts: int
+    damaged: int
+    begun_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return None
+
+
 RECORDS: tuple[type[Record], ...] = (
     Link,
     Segment,
@@ -492,9 +567,12 @@ RECORDS: tuple[type[Record], ...] = (
     KnownAsset,
     KnownAlarm,
     AppliedPolicy,
+    EndedKek,
+    Rewrap,
+    ScrubMark,
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "service", "alarm", "policy", "day", "asset",
+    "service", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

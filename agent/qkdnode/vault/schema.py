@@ -8,6 +8,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 APPLICATION_ID = 0x514B4456  # "QKDV"
 SCHEMA_VERSION = 4
 
+BUSY_MS = 5000
 PRAGMAS = (
     # Until the file is in WAL mode: a rollback journal whose deletion a power loss undoes would undo the switch.
     "PRAGMA synchronous = EXTRA",
@@ -15,7 +16,7 @@ PRAGMAS = (
     "PRAGMA synchronous = FULL",  # NORMAL hands keys out twice after a power loss
     "PRAGMA foreign_keys = ON",
     "PRAGMA secure_delete = ON",
-    "PRAGMA busy_timeout = 5000",
+    f"PRAGMA busy_timeout = {BUSY_MS}",
     "PRAGMA cache_size = -16384",
     "PRAGMA journal_size_limit = 16777216",
 )
@@ -26,12 +27,62 @@ CREATE TABLE meta (
     value BLOB NOT NULL
 ) WITHOUT ROWID;
 
+-- A key-encryption key for each link, day and algorithm. Rows with ciphertext name theirs; its own wrapping under the
+-- root key is bound to all that stands here.
 CREATE TABLE keks (
+    number INTEGER PRIMARY KEY,
     link TEXT NOT NULL,
     epoch INTEGER NOT NULL,
+    algorithm TEXT NOT NULL,
     wrapped BLOB NOT NULL,
-    PRIMARY KEY (link, epoch)
-) WITHOUT ROWID;
+    UNIQUE (link, epoch, algorithm)
+);
+
+-- Key-encryption keys that are deleted: `trace` finds what may be left of one, `witness` was wrapped under it.
+CREATE TABLE ended_keks (
+    number INTEGER PRIMARY KEY,
+    link TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    algorithm TEXT NOT NULL,
+    state TEXT NOT NULL,
+    trace BLOB NOT NULL,
+    witness BLOB NOT NULL,
+    deleted_ns INTEGER NOT NULL,
+    destroyed_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+-- Orders to wrap data keys anew. The newest says which algorithm new key-encryption keys are of.
+CREATE TABLE rewraps (
+    number INTEGER PRIMARY KEY,
+    algorithm TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    rows INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    made_ns INTEGER NOT NULL,
+    ended_ns INTEGER,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+-- How far the pass over all records is that began with leaf `number`: one row, written now and then.
+CREATE TABLE scrubs (
+    number INTEGER PRIMARY KEY,
+    stage TEXT NOT NULL,
+    place BLOB NOT NULL,
+    rows INTEGER NOT NULL,
+    keys INTEGER NOT NULL,
+    ciphertexts INTEGER NOT NULL,
+    damaged INTEGER NOT NULL,
+    begun_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
 
 CREATE TABLE links (
     link TEXT PRIMARY KEY,
@@ -58,6 +109,7 @@ CREATE TABLE segments (
     granted INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
+    kek INTEGER,
     sealed BLOB,
     wrapped BLOB,
     generation INTEGER NOT NULL,
@@ -65,6 +117,7 @@ CREATE TABLE segments (
     mac BLOB NOT NULL,
     PRIMARY KEY (link, batch)
 );
+CREATE INDEX segments_of_kek ON segments (kek) WHERE kek IS NOT NULL;
 CREATE INDEX segments_live ON segments (link, batch) WHERE state IN ('waiting', 'usable');
 
 CREATE TABLE batches (
@@ -98,6 +151,7 @@ CREATE TABLE chunks (
     bits INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
+    kek INTEGER NOT NULL,
     sealed BLOB NOT NULL,
     wrapped BLOB NOT NULL,
     generation INTEGER NOT NULL,
@@ -105,6 +159,7 @@ CREATE TABLE chunks (
     mac BLOB NOT NULL,
     PRIMARY KEY (link, half, batch, number)
 );
+CREATE INDEX chunks_of_kek ON chunks (kek);
 
 CREATE TABLE associations (
     number INTEGER PRIMARY KEY,
@@ -152,10 +207,12 @@ CREATE TABLE bundles (
     ended_ns INTEGER,
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
+    kek INTEGER,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
 );
+CREATE INDEX bundles_of_kek ON bundles (kek) WHERE kek IS NOT NULL;
 CREATE INDEX bundles_of_application ON bundles (application, delivery) WHERE delivery IS NOT NULL;
 CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery) WHERE delivery IS NOT NULL;
 CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';

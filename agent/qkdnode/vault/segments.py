@@ -47,8 +47,8 @@ def greeting_key(store: Store, link: str) -> SecretBuffer | None:
 
 def _install(store: Store, link: str, batch: BatchId, material: memoryview, state: str) -> Segment:
     pads = len(material) // (2 * PAD_BYTES)
-    row = Segment(link, pack_batch(batch), state, pads, 0, 0, 0, store.epoch, 1, None, None)
-    (sealed,) = store.sealing.seal(link, row.epoch, [row.bound], material, len(material))
+    row = Segment(link, pack_batch(batch), state, pads, 0, 0, 0, store.epoch, 1, store.kek(link), None, None)
+    (sealed,) = store.sealing.seal(store.kek(link), [row.bound], material, len(material))
     row = replace(row, sealed=sealed.sealed, wrapped=sealed.wrapped)
     return store.create(row, "pads.stored", pads=pads, usable=state == USABLE)
 
@@ -155,7 +155,9 @@ def grant_pads(store: Store, request: GrantPads) -> tuple[PadSpan, ...]:
 
 def destroy(store: Store, row: Segment, why: str) -> None:
     """Delete a segment's ciphertext and data key."""
-    store.change(row, "pads.destroyed", {"reason": why}, state=SPENT, sealed=None, wrapped=None)
+    if row.wrapped is not None:
+        store.erasures.note(row.wrapped)
+    store.change(row, "pads.destroyed", {"reason": why}, state=SPENT, kek=None, sealed=None, wrapped=None)
 
 
 def destroy_all(store: Store, link: str) -> None:

@@ -5,6 +5,7 @@ bits of the half, whole bytes.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -44,15 +45,15 @@ class Run(msgspec.Struct, frozen=True):
 
 def lay_in(store: Store, link: str, batch: bytes, half: str, bits: memoryview) -> None:
     """Seal one half of a Batch's stock, chunk by chunk."""
-    rows = []
+    rows, kek = [], store.kek(link)
     for number, start in enumerate(range(0, len(bits), CHUNK_BYTES)):
         end = min(start + CHUNK_BYTES, len(bits))
         spans = _encode([(8 * start, 8 * end)])
-        row = Chunk(link, half, batch, number, STOCKED, spans, 8 * (end - start), store.epoch, 1, b"", b"")
+        row = Chunk(link, half, batch, number, STOCKED, spans, 8 * (end - start), store.epoch, 1, kek, b"", b"")
         rows.append(row)
     if not rows:
         return
-    pieces = store.sealing.seal(link, store.epoch, [row.bound for row in rows], bits, CHUNK_BYTES)
+    pieces = store.sealing.seal(kek, [row.bound for row in rows], bits, CHUNK_BYTES)
     for row, sealed in zip(rows, pieces, strict=True):
         row = msgspec.structs.replace(row, sealed=sealed.sealed, wrapped=sealed.wrapped)
         store.create(row, "stock.stored", bits=row.bits)
@@ -105,6 +106,7 @@ def burn(store: Store, link: str, half: str, batch: bytes, start: int, end: int)
 def destroy(store: Store, link: str, batch: bytes) -> None:
     """Destroy both halves of a Batch."""
     for row in store.find_sound(Chunk, "link = ? AND batch = ?", link, batch):
+        store.erasures.note(row.wrapped)
         store.remove(row, "stock.destroyed", bits=row.bits)
     store.connection.execute("DELETE FROM chunks WHERE link = ? AND batch = ?", (link, batch))
 
@@ -125,6 +127,7 @@ def _take(store: Store, link: str, half: str, batch: bytes, start: int, end: int
         details = {"bits": bits, "offset": hit[0][0], "left": row.bits - bits}
         happened = "stock.burnt" if into is None else "stock.cut"
         taken += bits
+        store.erasures.note(row.wrapped)
         if bits == row.bits and into is None:
             store.remove(row, happened, **details)
             continue
@@ -138,7 +141,9 @@ def _take(store: Store, link: str, half: str, batch: bytes, start: int, end: int
                 row, spans=_encode(kept), bits=8 * left, epoch=store.epoch, version=row.version + 1
             )
             with view[:left] as rest:
-                (sealed,) = store.sealing.seal(link, changed.epoch, [changed.bound], rest, left)
+                kek = store.kek(link)
+                (sealed,) = store.sealing.seal(kek, [changed.bound], rest, left)
+        moved: dict[str, Any] = {} if kek == row.kek else {"kek": kek}  # its index is left alone on most days
         store.change(
             row,
             happened,
@@ -149,6 +154,7 @@ def _take(store: Store, link: str, half: str, batch: bytes, start: int, end: int
             version=changed.version,
             sealed=sealed.sealed,
             wrapped=sealed.wrapped,
+            **moved,
         )
     return taken
 

@@ -18,21 +18,25 @@ from qkdnode.lifecycle.policy.decision import Case, Decision
 from qkdnode.lifecycle.policy.quotas import Allowance
 from qkdnode.lifecycle.states import LETTERS, Stage
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.erasures import Erasures
 from qkdnode.vault.journal import Journal
+from qkdnode.vault.medium import Medium
 from qkdnode.vault.records import (
     Bundle,
     Chunk,
     KnownAssociation,
     Record,
+    Rewrap,
     Segment,
     delivered_both,
 )
 from qkdnode.vault.requests import Commits, InForce
 from qkdnode.vault.rows import read_rows
-from qkdnode.vault.sealing import EPOCH_NS, Sealing
+from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
 
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
+UNDER_KEK = "rows under KEK "
 _STATES, _FAR = 2, 3  # where the row of a Bundle has them
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
@@ -88,13 +92,20 @@ class Store:
         *,
         node: str,
         start: bytes,
+        medium: Medium | None = None,
     ) -> None:
         self.connection = connection
         self.sealing = sealing
         self.journal = journal
         self.node = node
         self.start = start  # names this run of the vault
+        self.medium = medium  # the files, to be read again
         self.commits = Commits()
+        self.erasures = Erasures()
+        self.empties_log = False  # the write-ahead log is to be emptied once this group is committed
+        self.log_emptied = 0  # how often it was
+        self.file_reading: Any = None  # the reading of the files in progress
+        self.scrub: Any = None  # the pass over all records in progress
         self.reading = False  # the request in progress may change nothing
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
@@ -110,6 +121,16 @@ class Store:
     def epoch(self) -> int:
         """The epoch in which a secret is sealed now."""
         return self.journal.now_ns // EPOCH_NS
+
+    def kek(self, link: str) -> int:
+        """The key-encryption key that a link's data keys are wrapped under now."""
+        return self.sealing.kek_for(link, self.epoch, self.wrap_algorithm)
+
+    @property
+    def wrap_algorithm(self) -> str:
+        """By what new key-encryption keys wrap: as the newest order to wrap anew says."""
+        orders = self.every(Rewrap)
+        return max(orders, key=lambda order: order.number).algorithm if orders else AES_256_GCM
 
     def get(self, record: type[R], *key: Any) -> R | None:
         """The verified row of a primary key, or None: unknown or set aside."""
@@ -170,6 +191,16 @@ class Store:
             if subject is not None and newest.get(subject) != row.leaf:  # type: ignore[attr-defined]
                 raise self._put_back(row)
         return found
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        """All rows of a query that are no record's. VaultDamagedError if there is text that is none."""
+        cursor = self.connection.execute(statement, values)
+        try:
+            return cursor.fetchall()
+        except UnicodeDecodeError:
+            raise VaultDamagedError("a row of the vault holds text that is not UTF-8: keep the file") from None
+        finally:
+            cursor.close(True)  # a cursor that an error leaves open would lock the file
 
     def scalar(self, statement: str, *values: Any) -> int:
         """The one number of a query that is no record's, such as a sum. VaultDamagedError if it adds up to none."""
@@ -232,14 +263,19 @@ class Store:
     def delete(self, row: Record) -> None:
         """Delete a row that was journalled, or needs not be."""
         self._every.pop(type(row), None)
+        self._count(row, -1)
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
     def unseal(self, row: Chunk | Segment) -> SecretBuffer:
         """The secret of a verified row; the caller releases it."""
         try:
-            return self.sealing.unseal(row.link, row.epoch, row.bound, row.sealed, row.wrapped)
+            return self.sealing.unseal(row.kek, row.bound, row.sealed, row.wrapped)
         except InvalidTag:
             raise self._damaged(type(row), self._key(row), "does not unseal") from None
+
+    def set_aside(self, row: Record, what: str) -> None:
+        """Take a row that was verified, and is damaged all the same, out of use for good."""
+        self._damaged(type(row), self._key(row), what, astuple(row)).record(self)
 
     def alarm(
         self, happened: str, subject: str, outcome: str, named: Sequence[bytes] = (), /, **details: Detail
@@ -250,7 +286,8 @@ class Store:
 
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
-        self.journal.write()
+        first, last = self.journal.write()
+        self.erasures.end_request(first, last)
         if self._counts:
             self.connection.executemany(_COUNT, list(self._counts.items()))
             self._counts.clear()
@@ -262,10 +299,13 @@ class Store:
         self._counts.clear()
         self.policy.forget()
         self.sealing.forget()
+        self.erasures.undo_request()
 
     def _count(self, row: Record, by: int) -> None:
         if isinstance(row, Bundle):
             self._count_keys(row.states, row.far, by)
+        if isinstance(row, Bundle | Chunk | Segment) and row.kek is not None:
+            self._counts[f"{UNDER_KEK}{row.kek}"] += by
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
         for stage, letter in LETTERS.items():

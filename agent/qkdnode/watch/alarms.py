@@ -49,6 +49,7 @@ class AlarmCode(StrEnum):
     DISK_FULL = "DISK_FULL"
     VAULT = "VAULT"
     VAULT_DAMAGED = "VAULT_DAMAGED"
+    NOT_ERASED = "NOT_ERASED"
     COMPROMISED = "COMPROMISED"
     CLOCK_STEP = "CLOCK_STEP"
     CONFIG = "CONFIG"
@@ -175,6 +176,9 @@ KINDS: dict[AlarmCode, Kind] = {
     AlarmCode.VAULT: Kind(_MAJOR, _QUIET, "the vault refused a change: see the log"),
     AlarmCode.VAULT_DAMAGED: Kind(
         _CRITICAL, _PERSON, "a stored record is damaged and set aside: check the disk, restore nothing by hand"
+    ),
+    AlarmCode.NOT_ERASED: Kind(
+        _CRITICAL, _PERSON, "what was deleted is still in the vault's file: keep copies of it from others; report it"
     ),
     AlarmCode.COMPROMISED: Kind(
         _CRITICAL, _PERSON, "others may know keys: see `qkdnode compromise`, stop what rests on them"

@@ -153,6 +153,33 @@ class Scopes(Request, frozen=True, kw_only=True, tag="compromise list"):
     """What was compromised, and how far the rows are moved. Answer: ScopeList."""
 
 
+class Scrubbing(Request, frozen=True, kw_only=True, tag="keys scrub"):
+    """How far the pass over all stored records is. Answer: ScrubStatus."""
+
+
+class ScrubNow(Request, frozen=True, kw_only=True, tag="keys scrub now"):
+    """Begin a pass over all stored records, unless one is running. Answer: ScrubStatus."""
+
+
+class Epochs(Request, frozen=True, kw_only=True, tag="keys epochs"):
+    """Key-encryption keys, and how far data keys are wrapped anew. Answer: EpochList."""
+
+
+class RewrapKeys(Request, frozen=True, kw_only=True, tag="keys rewrap"):
+    """Wrap the data keys of all that is stored anew: by an algorithm or, to "epoch", by today's key.
+
+    Answer: EpochList.
+    """
+
+    to: Code
+
+
+class DestructionReceipt(Request, frozen=True, kw_only=True, tag="keys receipt"):
+    """What shows a stranger that a key was destroyed here. Answer: Receipt."""
+
+    key_id: Block16
+
+
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Distil no more on a link until `Resume`, restarts included. Answer: Acted."""
 
@@ -234,6 +261,11 @@ AnyRequest: TypeAlias = (
     | RevokeKeys
     | CompromiseScope
     | Scopes
+    | Scrubbing
+    | ScrubNow
+    | Epochs
+    | RewrapKeys
+    | DestructionReceipt
     | Pause
     | Resume
     | Shutdown
@@ -247,8 +279,9 @@ AnyRequest: TypeAlias = (
     | Algorithms
 )
 REQUESTS: tuple[type[Request], ...] = (
-    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Pause, Resume,
-    Shutdown, Reload, ExportBegin, ExportPage, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Scrubbing,
+    ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
+    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -382,6 +415,60 @@ class ScopeList(Answer, frozen=True, kw_only=True):
     """Scopes, the oldest first."""
 
     scopes: tuple[ScopeEntry, ...]
+
+
+class ScrubStatus(Answer, frozen=True, kw_only=True):
+    """The pass over all stored records: the one that is running, or the last; zeros before the first."""
+
+    number: int  # position of its first entry in the log
+    running: bool
+    stage: str  # the table that is looked at
+    share: float  # of that table, about
+    rows: int
+    keys: int
+    ciphertexts: int  # unsealed
+    damaged: int
+    begun_ns: int
+    ended_ns: int | None
+
+
+class KekEntry(Answer, frozen=True, kw_only=True):
+    """A key-encryption key: one for each link, day and algorithm."""
+
+    number: int
+    link: str
+    epoch: int  # days since 1970
+    algorithm: str
+    state: str  # present, deleted (the proof is to come), destroyed
+    rows: int  # Bundles, chunks of stock and segments with data keys under it
+    ended_ns: int | None
+
+
+class RewrapStatus(Answer, frozen=True, kw_only=True):
+    """An order to wrap data keys anew."""
+
+    number: int
+    algorithm: str
+    epoch: int  # data keys under a key of an earlier one move; 0: whatever the epoch
+    state: str  # running, finished
+    rows: int  # that were to move at first
+    left: int  # those that were set aside as damaged stay
+    by: str
+    made_ns: int
+    ended_ns: int | None
+
+
+class EpochList(Answer, frozen=True, kw_only=True):
+    """Key-encryption keys, those that ended first (the newest 64 of them), and the newest order to wrap anew."""
+
+    keks: tuple[KekEntry, ...]
+    rewrap: RewrapStatus | None
+
+
+class Receipt(Answer, frozen=True, kw_only=True):
+    """The receipt of a destroyed key, as qkdnode.audit.receipt verifies it."""
+
+    receipt: str
 
 
 class KeyPage(Answer, frozen=True, kw_only=True):
@@ -524,6 +611,11 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     RevokeKeys: RevokedKeys,
     CompromiseScope: ScopeList,
     Scopes: ScopeList,
+    Scrubbing: ScrubStatus,
+    ScrubNow: ScrubStatus,
+    Epochs: EpochList,
+    RewrapKeys: EpochList,
+    DestructionReceipt: Receipt,
     Pause: Acted,
     Resume: Acted,
     Shutdown: Acted,

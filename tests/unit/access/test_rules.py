@@ -33,6 +33,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (False, DEFAULT_DENY),
     },
+    Action.KEYS_KEEP: {
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "what-is-kept-is-looked-after"),
+        AU: (False, HANDS_OFF),
+        MA: (True, "what-is-kept-is-looked-after"),
+    },
     Action.LINK_PAUSE: {
         OP: (True, "links-are-run"),
         SO: (True, "a-suspect-link-is-stopped"),

@@ -1,10 +1,19 @@
 """Pairs of vaults in a private directory."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from vaults import Pair
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory: these tests are about what is written, and the disk would only cost time."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="qkdnode-vault-", dir=memory if memory.is_dir() else None) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

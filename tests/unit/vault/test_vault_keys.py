@@ -270,7 +270,8 @@ def test_keys_of_one_request_take_one_leaf_for_each_step_and_the_leaf_names_them
     assert allocated.keys == ready.keys == gone.keys
     assert len(set(allocated.keys or ())) == 128
     assert {allocated.subject, ready.subject, gone.subject} == {f"bundle/{LINK}/{waiting_number(allocated, pair)}"}
-    assert gone.details == {"by": "application", "reason": "acknowledged", "session": 7}
+    told = {"by": "application", "reason": "acknowledged", "session": 7, "method": "crypto-erase"}
+    assert gone.details == told
     pair.alice.call(Checkpoint())
     lines: list[str] = []
     export_audit(pair.alice.path, lines.append)

@@ -1,0 +1,268 @@
+"""Verify the receipt of a destroyed key offline, trusting nothing but the node's public key.
+
+A tool for strangers, as verifier.py is: this one file with Python and `cryptography` is enough.
+`python receipt.py RECEIPT PUBLIC_KEY` prints the verdict; exit status 0 valid, 1 invalid, 2 unreadable.
+
+A receipt is one JSON object in UTF-8, compact, names sorted, one line:
+
+    format       "qkdnode-destruction-receipt/1"
+    key_id       UUID of the key
+    opening      hexadecimal, 32 bytes: SHA-256("qkdnode name/1" || opening || key id)[:16] is the key's name in the log
+    public_key   base64: the node's own claim, a verifier brings its own
+    checkpoint   a C2SP signed note over the first `size` entries of the log
+    destruction  {"position", "leaf", "proof"}: the entry that tells of it, and its RFC 9162 inclusion proof
+    read_back    likewise, the entry that tells what was found of deleted data keys in the files; null if there is none
+    limits       what the receipt cannot prove, in the words below
+
+What is checked:
+ 1. the checkpoint carries one Ed25519 signature of the given key, under the name of the log;
+ 2. both entries are in the tree that it signs;
+ 3. the first one names the key, among those whose ciphertext and data key a step of theirs has deleted;
+ 4. the second one, if there is one, is about deletions told of at that position, and found nothing of them.
+
+Signatures of other names or keys in the checkpoint are passed over.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+try:
+    from qkdnode.errors import AuditUnreadableError  # pyright: ignore[reportAssignmentType]
+except ImportError:  # the file was copied out of its package
+
+    class AuditUnreadableError(Exception):  # type: ignore[no-redef]
+        """The file is no receipt."""
+
+
+FORMAT = "qkdnode-destruction-receipt/1"
+MAX_BYTES = 256 * 1024
+MAX_PROOF = 63
+METHOD = "crypto-erase"
+LIMITS = (
+    "that no copy of the key left the node before: one did, if it was delivered",
+    "what the application, or the node at the far end, does with its copy",
+    "that no copy of the file was made, by a backup or a file system that copies, while the key was in it",
+    "that flash memory holds no older state of what was overwritten",
+    "that the node tells the truth: it has told this, at this time, and cannot unsay it",
+)
+FIELDS = {
+    "checkpoint": str, "destruction": dict, "format": str, "key_id": str, "limits": list, "opening": str,
+    "public_key": str, "read_back": (dict, type(None)),
+}  # fmt: skip
+ENTRY = {"leaf": str, "position": int, "proof": list}
+NOTE = re.compile(
+    r"(?P<body>(?P<origin>[^\n]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n(?:[^\n]+\n)*)"
+    r"\n(?P<signatures>(?:\u2014 [^ \n]+ [A-Za-z0-9+/]+={0,2}\n)+)"
+)
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a receipt shows. `fault` is None if it is valid."""
+
+    key_id: str
+    fault: str | None
+    node: str = ""
+    time_ns: int = 0
+    happened: str = ""
+    read_back: str = ""  # how far the files were searched for what was deleted
+
+    @property
+    def valid(self) -> bool:
+        """Whether all of it holds."""
+        return self.fault is None
+
+
+class Fault(Exception):
+    """What is wrong with a receipt."""
+
+
+def pseudonym_of(name: bytes, opening: bytes) -> str:
+    """What stands for a name in the log. Who has the opening can see that it does; nobody finds another name for it."""
+    return hashlib.sha256(b"qkdnode name/1" + opening + name).hexdigest()[:32]
+
+
+def write(receipt: dict[str, Any]) -> str:
+    """The one spelling of a receipt."""
+    return json.dumps(receipt, ensure_ascii=False, separators=(",", ":"), sort_keys=True) + "\n"
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """A receipt whose fields are of the right types. AuditUnreadableError if it is none."""
+    if len(data) > MAX_BYTES:
+        raise AuditUnreadableError(f"{len(data)} bytes: no receipt is longer than {MAX_BYTES}")
+    try:
+        text = data.decode()
+        receipt: Any = json.loads(text)
+        if type(receipt) is not dict or write(receipt) != text:
+            raise AuditUnreadableError("not a receipt: one JSON object, in the one spelling of the format, is expected")
+    except (ValueError, RecursionError):
+        raise AuditUnreadableError("not a receipt: not JSON in UTF-8") from None
+    if receipt.get("format") != FORMAT or not _fits(receipt, FIELDS):
+        raise AuditUnreadableError(f"not a receipt of format {FORMAT!r}")
+    for entry in (receipt["destruction"], receipt["read_back"]):
+        if entry is not None and not _fits(entry, ENTRY):
+            raise AuditUnreadableError("not a receipt: an entry is not leaf, position and proof")
+    return receipt
+
+
+def verify(data: bytes, public_key: bytes) -> Verdict:
+    """Verify a receipt; `public_key` is the 32 bytes known from elsewhere. AuditUnreadableError if it is none."""
+    receipt = read(data)
+    try:
+        return _verified(receipt, public_key)
+    except Fault as fault:
+        return Verdict(receipt["key_id"], str(fault))
+
+
+def _verified(receipt: dict[str, Any], public_key: bytes) -> Verdict:
+    if receipt["public_key"] != base64.b64encode(public_key).decode():
+        raise Fault("the public key is not the one that was given")
+    if receipt["limits"] != list(LIMITS):
+        raise Fault("what it cannot prove is not in the words of the format")
+    if not UUID.fullmatch(receipt["key_id"]) or not HASH.fullmatch(receipt["opening"]):
+        raise Fault("the id or the opening of the key is not in its one spelling")
+    size, root = _signed(receipt["checkpoint"], public_key)
+    event = _included(receipt["destruction"], size, root)
+    key_id = bytes.fromhex(receipt["key_id"].replace("-", ""))
+    name = pseudonym_of(key_id, bytes.fromhex(receipt["opening"]))
+    details, keys = event.get("details"), event.get("keys")
+    if event.get("type") != "key" or event.get("outcome") != "done" or type(details) is not dict:
+        raise Fault("the entry is not about keys that took a step")
+    if details.get("method") != METHOD:
+        raise Fault("the entry does not tell of a destruction")
+    if type(keys) is not list or name not in keys:
+        raise Fault("the entry does not name this key")
+    searched = "none: the node did not read its files again for this deletion, or not yet"
+    if receipt["read_back"] is not None:
+        searched = _searched(_included(receipt["read_back"], size, root), receipt["destruction"]["position"])
+    node, time_ns, happened = event.get("node"), event.get("time_ns"), event.get("kind")
+    if type(node) is not str or type(time_ns) is not int or type(happened) is not str:
+        raise Fault("the entry does not say where and when")
+    return Verdict(receipt["key_id"], None, node, time_ns, happened, searched)
+
+
+def _signed(note: str, public_key: bytes) -> tuple[int, bytes]:
+    match = NOTE.fullmatch(note)
+    if match is None:
+        raise Fault("the checkpoint is not a signed note")
+    origin, root = match["origin"], _base64(match["root"])
+    key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public_key).digest()[:4]
+    lines = [line.split(" ")[1:] for line in match["signatures"].splitlines()]
+    blobs = [_base64(blob) for name, blob in lines if name == origin]
+    ours = [blob for blob in blobs if blob is not None and blob[:4] == key_id and len(blob) == 68]
+    if len(ours) != 1 or root is None:
+        raise Fault(f"the checkpoint carries {len(ours)} signatures of the given key, not one")
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(ours[0][4:], match["body"].encode())
+    except InvalidSignature:
+        raise Fault("the signature of the checkpoint does not verify") from None
+    return int(match["size"]), root
+
+
+def _included(entry: dict[str, Any], size: int, root: bytes) -> dict[str, Any]:
+    """The event of an entry that is in the tree."""
+    proof, position = entry["proof"], entry["position"]
+    if not all(type(step) is str and HASH.fullmatch(step) for step in proof) or len(proof) > MAX_PROOF:
+        raise Fault("a proof is no list of hashes")
+    hashed = hashlib.sha256(b"\x00" + entry["leaf"].encode()).digest()
+    here, last = position, size - 1
+    if not 0 <= position < size:
+        raise Fault(f"entry {position} is not under a checkpoint of {size} entries")
+    for step in map(bytes.fromhex, proof):
+        if last == 0:
+            raise Fault(f"the proof of entry {position} is too long")
+        if here & 1 or here == last:
+            hashed = hashlib.sha256(b"\x01" + step + hashed).digest()
+            while not here & 1 and here:
+                here, last = here >> 1, last >> 1
+        else:
+            hashed = hashlib.sha256(b"\x01" + hashed + step).digest()
+        here, last = here >> 1, last >> 1
+    if last or hashed != root:
+        raise Fault(f"entry {position} is not in the tree that is signed")
+    try:
+        event: Any = json.loads(entry["leaf"])
+    except (ValueError, RecursionError):
+        event = None
+    if type(event) is not dict:
+        raise Fault(f"entry {position} is no event")
+    return event
+
+
+def _searched(event: dict[str, Any], position: int) -> str:
+    details = event.get("details")
+    wanted = ("first", "last", "deleted", "searched", "found")
+    told = [details.get(name) for name in wanted] if type(details) is dict else []
+    if event.get("kind") != "erasure.read_back" or event.get("outcome") != "done" or event.get("type") != "key":
+        raise Fault("the second entry is not about a search that found nothing")
+    numbers = [value for value in told if type(value) is int]
+    if len(numbers) != len(wanted):
+        raise Fault("the second entry does not say what was searched for")
+    first, last, deleted, searched, found = numbers
+    if not first <= position <= last or found:
+        raise Fault("the second entry is about other deletions, or found some")
+    kept = "all" if searched == deleted else f"a sample of {searched}"
+    return f"{kept} of {deleted} data keys deleted with it: none is in the files"
+
+
+def _fits(item: dict[str, Any], fields: dict[str, Any]) -> bool:
+    return item.keys() == fields.keys() and all(
+        isinstance(item[name], kind) and type(item[name]) is not bool for name, kind in fields.items()
+    )
+
+
+def _base64(text: str) -> bytes | None:
+    """The bytes, or None unless this is their one spelling."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if base64.b64encode(data).decode() == text else None
+
+
+def show(verdict: Verdict) -> str:
+    """A verdict in words."""
+    if not verdict.valid:
+        return f"INVALID: {verdict.fault}"
+    lines = [
+        f"valid: node {verdict.node} has told that it destroyed its copy of key {verdict.key_id}",
+        f"by {METHOD}, with {verdict.happened}, at {verdict.time_ns} ns since 1970 by its clock",
+        f"search of its files: {verdict.read_back}",
+        "this does not prove",
+    ]
+    return "\n".join([*lines, *(f"- {limit}" for limit in LIMITS)])
+
+
+def main(arguments: list[str]) -> int:
+    """`receipt.py RECEIPT PUBLIC_KEY`, the key in base64; the exit status."""
+    if len(arguments) != 2:
+        print("usage: receipt.py RECEIPT PUBLIC_KEY(base64)", file=sys.stderr)
+        return 2
+    public_key = _base64(arguments[1])
+    if public_key is None or len(public_key) != 32:
+        print("the public key must be 32 bytes in base64", file=sys.stderr)
+        return 2
+    try:
+        with open(arguments[0], "rb") as file:
+            verdict = verify(file.read(MAX_BYTES + 1), public_key)
+    except (OSError, AuditUnreadableError) as error:
+        print(f"unreadable: {error}", file=sys.stderr)
+        return 2
+    print(show(verdict))
+    return 0 if verdict.valid else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
