@@ -67,6 +67,7 @@ class Need(StrEnum):
     ARGON2ID = "argon2id"  # the vault's root key is of a passphrase
     SCRYPT = "scrypt"  # the same, where there was no Argon2id when the vault was made
     CREDENTIAL = "credential"  # the vault's root key is of a systemd credential
+    REWRAPPED = "rewrapped"  # keys that wrap the vault's data keys are of it, by an operator's order
     COMMAND = "command"  # only for commands of people, which the agent does without
 
 
@@ -435,8 +436,9 @@ ROWS: tuple[Algorithm, ...] = (
         id="ChaCha20-Poly1305",
         primitive=Primitive.AE,
         parameters="RFC 8439",
-        provider=Provider.APPLICATION,
+        provider=Provider.OPENSSL,
         functions=_OPEN,
+        uses=(Use("wrapping of data keys at rest", Need.REWRAPPED, ("vault:ChaCha20Poly1305",)),),
         for_keys=True,
         key_bits=(256,),
         classical_bits=256,

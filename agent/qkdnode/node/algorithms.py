@@ -1,8 +1,9 @@
 """Whether the algorithms of a node are approved: at its start, and every day while it runs."""
 
 import asyncio
+import contextlib
 import datetime
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from qkdnode.config import AlgorithmSection, Config
@@ -10,8 +11,9 @@ from qkdnode.errors import AlgorithmDisallowedError, VaultError
 from qkdnode.lifecycle.algorithms import Algorithm, Finding, Need, Status, Tightening, findings, tightened
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.world import World
-from qkdnode.vault.agility import LatestDay, RootMethod, SeeDay
+from qkdnode.vault.agility import LatestDay, RootMethod, SeeDay, WrapAlgorithms
 from qkdnode.vault.root import ARGON2ID, CREDENTIAL, SCRYPT
+from qkdnode.vault.sealing import CHACHA20_POLY1305
 from qkdnode.watch.alarms import AlarmCode
 
 LOOK_S = 60.0
@@ -25,13 +27,14 @@ def registry_of(config: Config) -> Mapping[str, Algorithm]:
     return tightened({id_: _tightening(section) for id_, section in config.algorithms.items()})
 
 
-def needs_of(config: Config, root_method: str | None = None) -> frozenset[Need]:
-    """What a node needs algorithms for; of the vault's root key only once its method is known."""
+def needs_of(config: Config, root_method: str | None = None, wraps: Collection[str] = ()) -> frozenset[Need]:
+    """What a node needs algorithms for; what the vault's own keys rest on only once that is known."""
     needs = {
         Need.LINK: bool(config.link),
         Need.SUPPLY: config.supply is not None,
         Need.EVENTS: config.events is not None,
         Need.CONTROL: config.control is not None,
+        Need.REWRAPPED: CHACHA20_POLY1305 in wraps,
     }
     root = NEED_OF_ROOT.get(root_method or "")
     return frozenset(need for need, is_there in needs.items() if is_there) | ({root} if root else set())
@@ -42,9 +45,11 @@ def day_of(wall_ns: int) -> str:
     return datetime.datetime.fromtimestamp(wall_ns // 10**9, datetime.UTC).date().isoformat()
 
 
-def demand_approved(config: Config, day: str, root_method: str | None = None) -> tuple[Finding, ...]:
+def demand_approved(
+    config: Config, day: str, root_method: str | None = None, wraps: Collection[str] = ()
+) -> tuple[Finding, ...]:
     """What a node needs and is deprecated on a day. AlgorithmDisallowedError names all that is disallowed."""
-    disallowed, deprecated = findings(needs_of(config, root_method), day, registry_of(config))
+    disallowed, deprecated = findings(needs_of(config, root_method, wraps), day, registry_of(config))
     if disallowed:
         raise AlgorithmDisallowedError(
             f"node {config.node.name} does not start on {day}: {'. '.join(map(str, disallowed))}. "
@@ -62,6 +67,7 @@ class AlgorithmWatch:
         self._config, self._world, self._recorder, self._ask = config, world, recorder, ask
         self.registry = registry_of(config)
         self._root_method: str | None = None
+        self._wraps: tuple[str, ...] = ()
         self._checked = ""  # the day of the last check
         self._noted = ""  # the latest day in the log
         self._steady_since: tuple[int, int] | None = None  # monotonic, wall
@@ -74,21 +80,22 @@ class AlgorithmWatch:
     @property
     def needs(self) -> frozenset[Need]:
         """What the node needs algorithms for."""
-        return needs_of(self._config, self._root_method)
+        return needs_of(self._config, self._root_method, self._wraps)
 
     async def start(self) -> None:
         """Once the vault is open. AlgorithmDisallowedError, with an alarm, if the node must not run."""
         self._root_method = await self._ask(RootMethod())
+        self._wraps = await self._ask(WrapAlgorithms())
         self._noted = await self._ask(LatestDay()) or ""
         await self._take_back()
         self._check()
-        demand_approved(self._config, self.day, self._root_method)
+        demand_approved(self._config, self.day, self._root_method, self._wraps)
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self.day > self._checked:
+            if await self._is_rewrapped() or self.day > self._checked:
                 self._check()
             await self._note()
 
@@ -102,6 +109,13 @@ class AlgorithmWatch:
             self._recorder.alarm(code, finding.id, str(finding))
             if is_over:
                 self._recorder.clear(AlarmCode.ALGORITHM_DEPRECATED, finding.id)
+
+    async def _is_rewrapped(self) -> bool:
+        """Whether the vault's data keys are wrapped otherwise than at the last look, by an operator's order."""
+        before = self._wraps
+        with contextlib.suppress(VaultError):  # told by who needs the vault for more; the next look is in a minute
+            self._wraps = await self._ask(WrapAlgorithms())
+        return self._wraps != before
 
     async def _take_back(self) -> None:
         """A person says that the clock was wrong: days after it count no more, which is journalled."""

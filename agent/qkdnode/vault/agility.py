@@ -1,4 +1,4 @@
-"""What the check of algorithms needs of the vault: the latest day that it has seen, and how its root key is derived.
+"""What the check of algorithms needs of the vault: the latest day that it has seen, and what its own keys rest on.
 
 The day stands in the audit log alone, as the newest leaf about it: no row could be protected better.
 """
@@ -10,7 +10,7 @@ from qkdnode.errors import VaultDamagedError
 from qkdnode.lifecycle.algorithms import is_day
 from qkdnode.vault.requests import Request
 from qkdnode.vault.root import RootParameters
-from qkdnode.vault.rows import read_meta
+from qkdnode.vault.rows import read_meta, read_rows
 from qkdnode.vault.store import Store
 
 SUBJECT = "day/latest"
@@ -19,6 +19,10 @@ ROOT = "root parameters"
 
 class RootMethod(Request, frozen=True):
     """How the root key of this vault is derived. Answer: str, as qkdnode.vault.root names it."""
+
+
+class WrapAlgorithms(Request, frozen=True):
+    """By which algorithms data keys are wrapped, or will be from now on. Answer: tuple[str, ...]."""
 
 
 class LatestDay(Request, frozen=True):
@@ -44,6 +48,13 @@ def root_method(store: Store, request: RootMethod) -> str:
         raise VaultDamagedError("the vault does not say how its root key is derived: restore the file") from None
 
 
+def wrap_algorithms(store: Store, request: WrapAlgorithms) -> tuple[str, ...]:
+    """WrapAlgorithms."""
+    what, statement = "the list of keys that wrap data keys", "SELECT DISTINCT algorithm FROM keks"
+    known: set[str] = {algorithm for (algorithm,) in read_rows(store.connection, (str,), what, statement)}
+    return tuple(sorted({*known, store.wrap_algorithm}))
+
+
 def latest_day(store: Store, request: LatestDay) -> str | None:
     """LatestDay."""
     position = store.journal.newest(SUBJECT)
@@ -66,4 +77,4 @@ def see_day(store: Store, request: SeeDay) -> str:
     return request.day
 
 
-HANDLERS = {RootMethod: root_method, LatestDay: latest_day, SeeDay: see_day}
+HANDLERS = {RootMethod: root_method, WrapAlgorithms: wrap_algorithms, LatestDay: latest_day, SeeDay: see_day}

@@ -15,8 +15,9 @@ from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.algorithms import AlgorithmWatch, day_of, demand_approved, needs_of, registry_of
 from qkdnode.node.recorder import Recorder
 from qkdnode.vault import requests
-from qkdnode.vault.agility import LatestDay, RootMethod, SeeDay
+from qkdnode.vault.agility import LatestDay, RootMethod, SeeDay, WrapAlgorithms
 from qkdnode.vault.core import VaultCore
+from qkdnode.vault.epochs import RewrapKeys
 from qkdnode.vault.root import CREDENTIAL, CredentialFile, PassphraseFile
 
 SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -161,6 +162,20 @@ def test_how_the_root_key_is_derived_counts_as_the_vault_says(method: str, id_: 
     assert demand_approved(config(text), day(0)) == ()
     with pytest.raises(AlgorithmDisallowedError, match=id_):
         demand_approved(config(text), day(0), method)
+
+
+def test_an_algorithm_counts_from_when_data_keys_are_wrapped_by_it(node: Node) -> None:
+    text = disallow("ChaCha20-Poly1305", day(0))
+    watch = node.start(text)
+    assert node.call(WrapAlgorithms()) == ("AES-256-GCM",)
+    node.run(watch, 120)
+    assert node.alarms() == {}
+    node.call(RewrapKeys(to="ChaCha20-Poly1305", by="olga"))
+    node.run(watch, 120)
+    assert set(node.alarms()) == {("ALGORITHM_DISALLOWED", "ChaCha20-Poly1305")}
+    node.restart()
+    with pytest.raises(AlgorithmDisallowedError, match="wrapping of data keys at rest"):
+        node.start(text)
 
 
 def test_a_vault_of_a_passphrase_says_so(tmp_path: Path) -> None:
