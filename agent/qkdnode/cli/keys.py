@@ -1,6 +1,7 @@
 """`qkdnode keys`: which keys there are, never what they are, which are so no more, and how they are kept."""
 
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -20,6 +21,7 @@ from qkdnode.wire.control import (
     EpochList,
     Epochs,
     KeyEntry,
+    KeyLineage,
     ListKeys,
     RevokeKeys,
     RewrapKeys,
@@ -27,6 +29,7 @@ from qkdnode.wire.control import (
     ScrubNow,
     ScrubStatus,
     ShowKey,
+    ShowLineage,
 )
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
@@ -44,6 +47,7 @@ def command() -> None:
 @click.option("--remote", default=None, help="Only of this application at the far end.")
 @click.option("--link", default=None, help="Only of this link.")
 @click.option("--state", default=None, type=STAGE, help="Only at this stage of its life.")
+@click.option("--service", default=None, help="Only for this service of either application, such as a SPIFFE id.")
 @click.option("--after", default=0, type=click.IntRange(0), help="Only with a higher number.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Stop after so many.")
 @asking
@@ -53,12 +57,16 @@ def list_(
     remote: str | None,
     link: str | None,
     state: str | None,
+    service: str | None,
     after: int,
     limit: int,
     as_json: bool,
 ) -> None:
     """List keys in the order of their allocation."""
-    request = ListKeys(after=after, limit=min(limit, PAGE_MAX), local=local, remote=remote, link=link, state=state)
+    page_size = min(limit, PAGE_MAX)
+    request = ListKeys(
+        after=after, limit=page_size, local=local, remote=remote, link=link, state=state, service=service
+    )
     found: list[KeyEntry] = []
     following: int | None = None
     for page in client.keys(request):
@@ -101,11 +109,37 @@ def show(client: Client, key_id: UUID, as_json: bool) -> None:
     if as_json:
         print_json(key)
         return
-    rows = []
-    for name, value in msgspec.to_builtins(key).items():
-        is_time = name.endswith("_ns")
-        rows.append((name.removesuffix("_ns").replace("_", " "), moment(value) if is_time else value))
-    console().print(table(("", ""), rows))
+    console().print(table(("", ""), _facts(msgspec.to_builtins(key))))
+
+
+@command.command()
+@click.argument("key_id", type=click.UUID)
+@asking
+def lineage(client: Client, key_id: UUID, as_json: bool) -> None:
+    """Show where the key KEY_ID comes from and what became of it: devices, session, proof, steps, end."""
+    answer: KeyLineage = client.ask(ShowLineage(key_id=key_id.bytes))
+    if as_json:
+        print_json(answer)
+        return
+    facts = msgspec.to_builtins(answer)
+    for name in ("devices", "services", "remote_services"):
+        facts[name] = ", ".join(facts[name])
+    key, steps = facts.pop("key"), facts.pop("steps")
+    console().print(table(("", ""), [*_facts(key), *_facts(facts)]))
+    rows = ((step["position"], moment(step["time_ns"]), step["happened"], _told(step)) for step in steps)
+    console().print(table(("leaf", "time", "step", "told"), rows))
+
+
+def _told(step: dict[str, Any]) -> str:
+    outcome = {} if step["outcome"] == "done" else {"outcome": step["outcome"]}
+    return " ".join(f"{name}={value}" for name, value in {**outcome, **step["details"]}.items())
+
+
+def _facts(of: dict[str, Any]) -> list[tuple[str, object]]:
+    return [
+        (name.removesuffix("_ns").replace("_", " "), moment(value) if name.endswith("_ns") else value)
+        for name, value in of.items()
+    ]
 
 
 @command.command()

@@ -110,6 +110,7 @@ class Client:
                     remote=request.remote,
                     link=request.link,
                     state=request.state,
+                    service=request.service,
                 )
             )
             yield page

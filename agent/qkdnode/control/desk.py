@@ -23,7 +23,7 @@ from qkdnode.control.receipts import destruction_receipt
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.vault import epochs, extract, inventory, revocations, scopes, scrub
+from qkdnode.vault import epochs, extract, inventory, lineage, revocations, scopes, scrub
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
@@ -45,6 +45,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Acknowledge: Action.ALARMS_ACKNOWLEDGE,
     wire.ListKeys: Action.KEYS_READ,
     wire.ShowKey: Action.KEYS_READ,
+    wire.ShowLineage: Action.KEYS_READ,
     wire.RevokeKeys: Action.KEYS_REVOKE,
     wire.CompromiseScope: Action.KEYS_REVOKE,
     wire.Scopes: Action.KEYS_READ,
@@ -210,12 +211,37 @@ class Desk:
                 remote=request.remote,
                 link=request.link,
                 state=request.state,
+                service=request.service,
             )
         )
         return wire.KeyPage(keys=tuple(map(_entry, listed.keys)), next=listed.next)
 
     async def _show_key(self, request: wire.ShowKey, _: Operator) -> Answer:
         return _entry(await self._ask(inventory.ShowKey(key_id=UUID(bytes=request.key_id))))
+
+    async def _show_lineage(self, request: wire.ShowLineage, _: Operator) -> Answer:
+        shown: lineage.Lineage = await self._ask(lineage.ShowLineage(key_id=UUID(bytes=request.key_id)))
+        batch, software = shown.batch, shown.batch.details.get("software")
+        return wire.KeyLineage(
+            key=_entry(shown.key),
+            devices=batch.devices,
+            session=f"{batch.batch.session:016x}",
+            method=batch.method,
+            booking=batch.booking,
+            family=batch.family,
+            qber_z=batch.qber_z,
+            eps_sec=batch.eps_sec,
+            eps_cor=batch.eps_cor,
+            disclosed_bits=batch.disclosed_bits,
+            software=None if software is None else str(software),
+            batch_state=shown.batch_state,
+            made_ns=shown.made_ns,
+            settled_ns=shown.settled_ns,
+            services=shown.services[0],
+            remote_services=shown.services[1],
+            scope=shown.scope,
+            steps=tuple(wire.LineageStep(**msgspec.structs.asdict(step)) for step in shown.steps),
+        )
 
     async def _revoke(self, request: wire.RevokeKeys, operator: Operator) -> Answer:
         ids = tuple(UUID(bytes=key_id) for key_id in request.key_ids)
@@ -354,6 +380,7 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Acknowledge: Desk._acknowledge,
     wire.ListKeys: Desk._list_keys,
     wire.ShowKey: Desk._show_key,
+    wire.ShowLineage: Desk._show_lineage,
     wire.RevokeKeys: Desk._revoke,
     wire.CompromiseScope: Desk._compromise,
     wire.Scopes: Desk._scopes,
@@ -383,7 +410,7 @@ def _particulars(request: Request) -> Details:
             return {"link": link}
         case wire.Acknowledge(code=code, subject=subject):
             return {"alarm": code, "about": subject}
-        case wire.ShowKey(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
+        case wire.ShowKey(key_id=key_id) | wire.ShowLineage(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
         case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
             what: Details = {"approvals": len(approvals)}

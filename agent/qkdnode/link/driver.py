@@ -142,7 +142,7 @@ class Link:
                 settings.limits, p_z=agreed.p_z, window_slots=agreed.window_slots, window_s=settings.window_s
             )
         self.agreement = Agreement(self)
-        self.settlement = Settlement(self, devices, self._log)
+        self.settlement = Settlement(self, devices, software, self._log)
 
     # --- running ---------------------------------------------------------------------------------------------------
 

@@ -52,8 +52,8 @@ class Link(Protocol):
 class Settlement:
     """The settling messages of one link."""
 
-    def __init__(self, link: Link, devices: tuple[str, ...], log: Any) -> None:
-        self._link, self._devices, self._log = link, devices, log
+    def __init__(self, link: Link, devices: tuple[str, ...], software: str, log: Any) -> None:
+        self._link, self._devices, self._software, self._log = link, devices, software, log
         self.unsettled: dict[BatchId, bytes] = {}  # Alice: PENDING, with the commit's exact bytes
         self._records: dict[BatchId, ask.BatchRecord] = {}  # of PENDING Batches made since the start
         self._peer_unsettled: set[BatchId] = set()  # Bob: what Alice's Hello says is PENDING
@@ -205,5 +205,6 @@ class Settlement:
                 "efficiency": facts.efficiency,
                 "n_z": sum(facts.n_z),
                 "n_x": sum(facts.n_x),
+                "software": f"qkdnode {self._software}",
             },
         )

@@ -33,6 +33,7 @@ from qkdnode.vault import (
     extract,
     inventory,
     keys,
+    lineage,
     links,
     log,
     outbox,
@@ -60,8 +61,8 @@ _CHECK = b"vault check"
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
-    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, extract, pauses, scopes, revocations,
-    policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
+    links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
+    revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

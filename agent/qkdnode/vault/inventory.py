@@ -35,6 +35,7 @@ class ListKeys(Request, frozen=True):
     remote: str | None = None
     link: str | None = None
     state: str | None = None
+    service: str | None = None  # of either application, such as a SPIFFE id
 
 
 class ShowKey(Request, frozen=True):
@@ -82,32 +83,34 @@ def list_keys(store: Store, request: ListKeys) -> ListedKeys:
     if request.link is not None:
         conditions.append("link = ?")
         values.append(request.link)
-    if request.local is not None or request.remote is not None:
+    if (request.local, request.remote, request.service) != (None, None, None):
         numbers = [
             known.number
             for known in store.find_sound(KnownAssociation, "true")
-            if request.local in (None, known.local) and request.remote in (None, known.remote)
+            if request.local in (None, known.local)
+            and request.remote in (None, known.remote)
+            and request.service in (None, *known.services)
         ]
         conditions.append(f"association IN ({', '.join('?' * len(numbers))})")
         values.extend(numbers)
     where = f"{' AND '.join(conditions)} ORDER BY number LIMIT ?"
     rows = store.find_sound(Bundle, where, *values, SCANNED_BUNDLES)
-    listed: list[ListedKey] = []
+    found: list[ListedKey] = []
     for bundle in rows:
         for place, letter in enumerate(bundle.states):
             number = _number(bundle, place)
             if number > request.after and letter in letters:
-                listed.append(_listed(store, bundle, place))
-                if len(listed) == limit:
-                    return ListedKeys(tuple(listed), number)
+                found.append(listed(store, bundle, place))
+                if len(found) == limit:
+                    return ListedKeys(tuple(found), number)
     reached = _number(rows[-1], KEYS_PER_BUNDLE - 1) if len(rows) == SCANNED_BUNDLES else None
-    return ListedKeys(tuple(listed), reached)
+    return ListedKeys(tuple(found), reached)
 
 
 def show_key(store: Store, request: ShowKey) -> ListedKey:
     """ShowKey."""
     for chosen in bundles.choose(store, [request.key_id.bytes]):
-        return _listed(store, chosen.bundle, chosen.places[0])
+        return listed(store, chosen.bundle, chosen.places[0])
     raise VaultError(f"the vault holds no key {request.key_id}, or has set it aside as damaged")
 
 
@@ -115,7 +118,8 @@ def _number(bundle: Bundle, place: int) -> int:
     return bundle.number * KEYS_PER_BUNDLE + place + 1
 
 
-def _listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
+def listed(store: Store, bundle: Bundle, place: int) -> ListedKey:
+    """What is known of one key of a verified Bundle."""
     key_id = UUID(bytes=bundle.key_id(place))
     known = store.get_association(bundle.association)
     if known is None:

@@ -202,6 +202,12 @@ class KnownAssociation(Record, frozen=True):
         return f"association/{pseudonym(self.binding)}"
 
     @property
+    def services(self) -> tuple[str, ...]:
+        """Those of both applications."""
+        local, remote = (msgspec.json.decode(of, type=list[str]) for of in (self.services_local, self.services_remote))
+        return (*local, *remote)
+
+    @property
     def association(self) -> Association:
         """As the requests name it."""
         return Association(self.local, self.remote, self.source)

@@ -27,6 +27,7 @@ LOG_PAGE_BYTES = 160 * 1024  # of leaves and notes in a page of the audit log, b
 Code = Annotated[str, Meta(min_length=1, max_length=32)]
 Text = Annotated[str, Meta(max_length=1024)]
 Subject = Annotated[str, Meta(min_length=1, max_length=128)]
+ServiceName = Annotated[str, Meta(min_length=1, max_length=256)]
 Limit = Annotated[int, Meta(ge=1, le=PAGE_MAX)]
 T = TypeVar("T")
 
@@ -124,10 +125,17 @@ class ListKeys(Request, frozen=True, kw_only=True, tag="keys list"):
     remote: Name | None = None
     link: Name | None = None
     state: Code | None = None
+    service: ServiceName | None = None  # of either application
 
 
 class ShowKey(Request, frozen=True, kw_only=True, tag="keys show"):
     """What is known of one key, but its bits. Answer: KeyEntry."""
+
+    key_id: Block16
+
+
+class ShowLineage(Request, frozen=True, kw_only=True, tag="keys lineage"):
+    """Where one key comes from and what became of it. Answer: KeyLineage."""
 
     key_id: Block16
 
@@ -258,6 +266,7 @@ AnyRequest: TypeAlias = (
     | Acknowledge
     | ListKeys
     | ShowKey
+    | ShowLineage
     | RevokeKeys
     | CompromiseScope
     | Scopes
@@ -279,9 +288,9 @@ AnyRequest: TypeAlias = (
     | Algorithms
 )
 REQUESTS: tuple[type[Request], ...] = (
-    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, RevokeKeys, CompromiseScope, Scopes, Scrubbing,
-    ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
-    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
+    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
+    ExportPage, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -385,6 +394,39 @@ class KeyEntry(Answer, frozen=True, kw_only=True):
     delivered_ns: int | None  # here
     delivered_remote_ns: int | None
     ended_ns: int | None
+
+
+class LineageStep(Answer, frozen=True, kw_only=True):
+    """One leaf of the audit log about a key, or about the Batch that it was cut from."""
+
+    position: int
+    time_ns: int
+    happened: str
+    outcome: str
+    details: dict[str, Any]
+
+
+class KeyLineage(Answer, frozen=True, kw_only=True):
+    """A key from the devices whose photons it is made of to its end."""
+
+    key: KeyEntry
+    devices: tuple[str, ...]  # serials, this end's
+    session: str
+    method: str
+    booking: str
+    family: str
+    qber_z: float
+    eps_sec: float
+    eps_cor: float
+    disclosed_bits: int
+    software: str | None  # that made the Batch
+    batch_state: str
+    made_ns: int
+    settled_ns: int | None
+    services: tuple[str, ...]  # of the application here
+    remote_services: tuple[str, ...]
+    scope: int | None  # the compromise that reaches it
+    steps: tuple[LineageStep, ...]
 
 
 class RevokedKeys(Answer, frozen=True, kw_only=True):
@@ -608,6 +650,7 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Acknowledge: Acted,
     ListKeys: KeyPage,
     ShowKey: KeyEntry,
+    ShowLineage: KeyLineage,
     RevokeKeys: RevokedKeys,
     CompromiseScope: ScopeList,
     Scopes: ScopeList,
