@@ -11,7 +11,7 @@ from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, oth
 from qkdnode.vault import requests as ask
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
-from qkdnode.vault.scopes import Compromise, FollowCompromise
+from qkdnode.vault.scopes import Compromise, FollowCompromise, Scopes
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
     ACCEPTED,
@@ -178,7 +178,8 @@ class Rules:
         for life in lives.values():
             status = life.vault.call(ask.Status())
             waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
-            if waits or not life.link.is_open:
+            moving = any(scope.moving for scope in life.vault.call(Scopes()))
+            if waits or moving or not life.link.is_open:
                 return False
         return all(usable or state == "abandoned" for role in ROLES for state, usable in lives[role].batches().values())
 

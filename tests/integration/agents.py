@@ -23,7 +23,7 @@ from qkdnode.vault.export_reader import export_audit
 Line = dict[str, Any]
 Config = dict[str, Any]
 
-PATIENCE_S = 40.0  # what nothing takes that works, on a machine that is busy with other things
+PATIENCE_S = 80.0  # what nothing takes that works, on a machine that is busy with other things
 
 # A bright, clean channel, so that Batches with key are small and soon full.
 OPTICS: Config = {"slot_rate_hz": 10_000_000, "loss_db": 2.0, "misalignment": 0.005, "clock_offset_ns": 123_456_789}
