@@ -63,7 +63,9 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
         condition, which = "association = ?", (known,)
         if request.size_bits is not None:
             condition, which = f"{condition} AND size_bits = ?", (known, request.size_bits)
-    condition += f" AND delivery >= ? AND state = '{HELD}' ORDER BY delivery LIMIT ?"
+    passed_over, spans = reach.passed_over(store)
+    condition += f" {passed_over} AND delivery >= ? AND state = '{HELD}' ORDER BY delivery LIMIT ?"
+    which = (*which, *spans)
     found: list[Delivery] = []
     page = 1 + request.limit // KEYS_PER_BUNDLE
     while len(found) < request.limit and (rows := store.find_sound(Bundle, condition, *which, after, page)):

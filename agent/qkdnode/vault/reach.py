@@ -1,7 +1,11 @@
 """What compromises reach: asked before a key is cut, agreed to, told of or released."""
 
+from typing import Any
+
 from qkdnode.vault.records import Bundle, Scope
 from qkdnode.vault.store import Store
+
+_SPARED = 16
 
 
 def scope_of_batch(store: Store, link: str, batch: bytes) -> Scope | None:
@@ -24,3 +28,13 @@ def scope_of_bundle(store: Store, bundle: Bundle) -> Scope | None:
     association = store.get_association(bundle.association)
     far = () if association is None else (association.remote,)
     return scope_of(store, bundle.link, bundle.batch, bundle.application, *far)
+
+
+def passed_over(store: Store) -> tuple[str, tuple[Any, ...]]:
+    """A condition in SQL that leaves out Bundles which scopes of all applications reach, and its values.
+
+    It only spares reading what the check of each verified row leaves out: rows that are yet to be moved may be many.
+    """
+    reaching = [scope for scope in store.every(Scope) if scope.moving and not scope.application][:_SPARED]
+    spans = [value for scope in reaching for value in (scope.link, scope.first, scope.last)]
+    return "AND NOT (link = ? AND batch BETWEEN ? AND ?) " * len(reaching), tuple(spans)
