@@ -15,19 +15,30 @@ def scope_of_batch(store: Store, link: str, batch: bytes) -> Scope | None:
 
 def scope_of(store: Store, link: str, batch: bytes, *applications: str) -> Scope | None:
     """The scope that reaches what a Batch gives to two applications; None if they may have it."""
-    for scope in store.every(Scope):
-        if scope.holds_batch(link, batch) and (not scope.application or scope.application in applications):
-            return scope
-    return None
+    return next((scope for scope in store.every(Scope) if _meets(scope, link, batch, applications)), None)
 
 
 def scope_of_bundle(store: Store, bundle: Bundle) -> Scope | None:
     """The scope that reaches the keys of a Bundle; None if they may be released."""
     if not store.every(Scope):
         return None
+    return scope_of(store, bundle.link, bundle.batch, *_applications(store, bundle))
+
+
+def is_reached(store: Store, bundle: Bundle, scope: Scope) -> bool:
+    """Whether this scope reaches the keys of a Bundle."""
+    return _meets(scope, bundle.link, bundle.batch, _applications(store, bundle))
+
+
+def _meets(scope: Scope, link: str, batch: bytes, applications: tuple[str, ...]) -> bool:
+    within = scope.link == link and scope.first <= batch <= scope.last
+    return within and (not scope.application or scope.application in applications)
+
+
+def _applications(store: Store, bundle: Bundle) -> tuple[str, ...]:
+    """Both, or the one here where the association is no longer to be had."""
     association = store.get_association(bundle.association)
-    far = () if association is None else (association.remote,)
-    return scope_of(store, bundle.link, bundle.batch, bundle.application, *far)
+    return (bundle.application,) if association is None else (bundle.application, association.remote)
 
 
 def passed_over(store: Store) -> tuple[str, tuple[Any, ...]]:

@@ -408,10 +408,6 @@ class Scope(Record, frozen=True):
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         return f"scope/{self.link}/{self.number}"
 
-    def holds_batch(self, link: str, batch: bytes) -> bool:
-        """Whether it reaches a Batch, at least for some application."""
-        return self.link == link and self.first <= batch <= self.last
-
 
 class Tombstone(Record, frozen=True):
     """An id that the neighbour has revoked before it was a key's here."""

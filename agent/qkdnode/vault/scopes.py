@@ -15,6 +15,7 @@ from qkdnode.lifecycle.states import Step, after
 from qkdnode.vault import batches, bundles, outbox
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
+from qkdnode.vault.reach import is_reached
 from qkdnode.vault.records import (
     READY,
     Batch,
@@ -172,12 +173,8 @@ def _covering(store: Store, reach: Reach) -> Scope | None:
 
 def _compromise(store: Store, scope: Scope, bundle: Bundle) -> int:
     """Move the keys of one Bundle that a scope reaches; how many."""
-    if not scope.holds_batch(bundle.link, bundle.batch):
+    if not is_reached(store, bundle, scope):
         return 0
-    if scope.application != ALL:
-        association = store.get_association(bundle.association)
-        if association is None or scope.application not in (association.local, association.remote):
-            return 0
     places = [
         place
         for place in range(bundle.count)

@@ -426,3 +426,18 @@ def test_roles_do_not_matter_for_who_compromises(pair: Pair) -> None:
     for end in pair.ends:
         settle(end)
     assert stages(pair, key) == ("compromised", "compromised")
+
+
+def test_rows_follow_an_application_s_compromise_though_its_association_is_lost(pair: Pair) -> None:
+    pair.stock()
+    (key,) = pair.ready(count=1)
+    compromise(pair.alice, "application", "payroll")
+    pair.alice.vault.close()
+    with pair.alice.tampering() as file:
+        file.execute("DELETE FROM associations")
+    pair.alice.open()
+    settle(pair.alice)
+    assert pair.alice.call(Status()).keys == {"compromised": 1}
+    assert sealed_rows(pair.alice) == 0
+    with pytest.raises(VaultError):
+        contents(pair.alice, key)
