@@ -15,9 +15,9 @@ from qkdnode.vault.records import (
     QUARANTINED,
     READY,
     Batch,
+    Duty,
     Link,
     Segment,
-    Service,
     pack_batch,
     unpack_batch,
 )
@@ -225,7 +225,7 @@ def _store(
     made = {name: getattr(record, name) for name in _JOURNALLED}
     store.create(row, f"batch.{state}", **{**record.details, **made, "devices": " ".join(record.devices)})
     for serial in record.devices:
-        _note_service(store, link, serial, batch)
+        _note_duty(store, link, serial, batch)
     with memoryview(key) as view:
         if refill:
             with view[:refill] as material:
@@ -236,11 +236,11 @@ def _store(
                 stock.lay_in(store, link, batch, owner, bits)
 
 
-def _note_service(store: Store, link: str, serial: str, batch: bytes) -> None:
+def _note_duty(store: Store, link: str, serial: str, batch: bytes) -> None:
     """A device has served a link up to this Batch."""
-    known = store.get(Service, link, serial)
+    known = store.get(Duty, link, serial)
     if known is None:
-        store.create(Service(link, serial, batch, batch), "device.serves")
+        store.create(Duty(link, serial, batch, batch), "device.serves")
     elif batch > known.last:
         store.change(known, "device.serves", {}, last=batch)
 

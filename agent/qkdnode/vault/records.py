@@ -426,10 +426,10 @@ class Tombstone(Record, frozen=True):
         return f"tombstone/{self.link}/{pseudonym(self.key_id)}"
 
 
-class Service(Record, frozen=True):
+class Duty(Record, frozen=True):
     """Between which Batches a device has served a link."""
 
-    table: ClassVar[str] = "services"
+    table: ClassVar[str] = "duties"
     key: ClassVar[tuple[str, ...]] = ("link", "serial")
     topic: ClassVar[str] = "batches"
 
@@ -441,7 +441,7 @@ class Service(Record, frozen=True):
     leaf: int = 0
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
-        return f"service/{self.link}/{self.serial}"
+        return f"duty/{self.link}/{self.serial}"
 
 
 class KnownAsset(Record, frozen=True):
@@ -572,7 +572,7 @@ RECORDS: tuple[type[Record], ...] = (
     PausedLink,
     Scope,
     Tombstone,
-    Service,
+    Duty,
     KnownAsset,
     KnownAlarm,
     AppliedPolicy,
@@ -582,6 +582,6 @@ RECORDS: tuple[type[Record], ...] = (
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "service", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub",
+    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

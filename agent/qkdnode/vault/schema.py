@@ -295,7 +295,7 @@ CREATE TABLE tombstones (
 );
 
 -- Between which Batches a device has served a link.
-CREATE TABLE services (
+CREATE TABLE duties (
     link TEXT NOT NULL,
     serial TEXT NOT NULL,
     first BLOB NOT NULL,

@@ -20,10 +20,10 @@ from qkdnode.vault.records import (
     READY,
     Batch,
     Bundle,
+    Duty,
     KnownAssociation,
     Link,
     Scope,
-    Service,
     pack_batch,
     unpack_batch,
 )
@@ -224,10 +224,10 @@ def _of_peer(store: Store, request: Compromise) -> list[Reach]:
 
 def _of_device(store: Store, request: Compromise) -> list[Reach]:
     reaches = []
-    for service in store.find(Service, "serial = ?", request.value):
-        present, last = _present(store, known_link(store, service.link)), unpack_batch(service.last)
+    for duty in store.find(Duty, "serial = ?", request.value):
+        present, last = _present(store, known_link(store, duty.link)), unpack_batch(duty.last)
         last = present if last.session == present.session else last
-        reaches.append(Reach(service.link, unpack_batch(service.first), last))
+        reaches.append(Reach(duty.link, unpack_batch(duty.first), last))
     return reaches
 
 

@@ -169,6 +169,8 @@ class Store:
         if known is None:
             known = self._every[record] = self.find(record, "true")
             first = f"{record.table.removesuffix('s')}/"
+            # Subjects of such a table begin with its name, or no missing row would be noticed.
+            assert all(str(row.subject(self.sealing.pseudonym)).startswith(first) for row in known), record.table
             told = self.scalar(
                 "SELECT count(DISTINCT subject) FROM leaves WHERE subject >= ? AND subject < ?", first, first[:-1] + "0"
             )
