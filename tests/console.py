@@ -3,13 +3,39 @@
 import doctest
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
+from control_node import ControlNode
 
 from qkdnode.cli.main import group
 from qkdnode.errors import QkdnodeError
 
+CONFIG = """
+[node]
+name = "alice"
+identity = "alice.identity"
+vault = "alice.vault"
+root_key = { passphrase_file = "passphrase" }
+[control]
+socket = "control/socket"
+"""
 MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@contextmanager
+def site_of_alice(place: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> Iterator[ControlNode]:
+    """The folder `site` of the pages in a working directory, with these files (NAME.toml), and alice's agent."""
+    (place / "site").mkdir()
+    for name, text in {"alice": CONFIG, **files}.items():
+        (place / f"site/{name}.toml").write_text(text)
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("QKDNODE_OPERATOR", raising=False)
+    with ControlNode(place / "site") as made:
+        yield made
 
 
 def blocks(page: str, kind: str) -> list[str]:

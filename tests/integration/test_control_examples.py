@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from console import Shell, blocks, demand_shown, examples
+from console import Shell, blocks, demand_shown, examples, site_of_alice
 from control_node import ControlNode
 
 from qkdnode.access.rules import RULES, Action, Role
@@ -18,15 +18,6 @@ from qkdnode.control.desk import ACTIONS
 from qkdnode.wire import control as wire
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/control.md").read_text()
-CONFIG = """
-[node]
-name = "alice"
-identity = "alice.identity"
-vault = "alice.vault"
-root_key = { passphrase_file = "passphrase" }
-[control]
-socket = "control/socket"
-"""
 OVER_CONTROL = {
     "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
     "audit", "policy",
@@ -35,11 +26,7 @@ OVER_CONTROL = {
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlNode]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/alice.toml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("QKDNODE_OPERATOR", raising=False)
-    with ControlNode(tmp_path / "site") as made:
+    with site_of_alice(tmp_path, monkeypatch) as made:
         yield made
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console import Shell, blocks, demand_shown, examples
+from console import CONFIG, Shell, blocks, demand_shown, examples, site_of_alice
 from control_node import ControlNode
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
@@ -17,15 +17,6 @@ from qkdnode.node.algorithms import registry_of
 from qkdnode.wire.control import Asset
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/inventory.md").read_text()
-CONFIG = """
-[node]
-name = "alice"
-identity = "alice.identity"
-vault = "alice.vault"
-root_key = { passphrase_file = "passphrase" }
-[control]
-socket = "control/socket"
-"""
 
 
 def documented(row: Algorithm) -> str:
@@ -39,11 +30,7 @@ def documented(row: Algorithm) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlNode]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/alice.toml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("QKDNODE_OPERATOR", raising=False)
-    with ControlNode(tmp_path / "site") as made:
+    with site_of_alice(tmp_path, monkeypatch) as made:
         yield made
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from console import MATCHED, Shell
+from console import MATCHED, Shell, site_of_alice
 from control_node import NOW_NS, ControlNode
-from test_control_examples import CONFIG
 
 from qkdnode.access.approvals import Refusal
 from qkdnode.config import ApplicationSection, AssociationSection
@@ -27,14 +26,9 @@ LONG, SHORT, CONFIGURATION = TOML
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlNode]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/alice.toml").write_text(CONFIG)
-    (tmp_path / "site/policy.toml").write_text(LONG)
-    (tmp_path / "site/short.toml").write_text(SHORT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QKDNODE_OPERATOR", "site/olga.operator")
-    monkeypatch.setattr(time, "time_ns", lambda: NOW_NS)  # approvals are given at the time of the node
-    with ControlNode(tmp_path / "site") as made:
+    with site_of_alice(tmp_path, monkeypatch, policy=LONG, short=SHORT) as made:
+        monkeypatch.setenv("QKDNODE_OPERATOR", "site/olga.operator")
+        monkeypatch.setattr(time, "time_ns", lambda: NOW_NS)  # approvals are given at the time of the node
         yield made
 
 
