@@ -195,8 +195,7 @@ class VaultCore:
     def close(self) -> None:
         """Close the file and wipe the keys."""
         _let_go(self._connection)
-        if self._store.medium is not None:
-            self._store.medium.close()
+        self._store.medium.close()
         self._store.sealing.destroy()
         self._disk.unlock(self._lock)
 

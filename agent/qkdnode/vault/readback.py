@@ -55,8 +55,6 @@ class Reading(msgspec.Struct):
 
 def read_back(store: Store, request: ReadBack) -> ReadBackState:
     """ReadBack."""
-    if store.medium is None:
-        return ReadBackState(False)
     reading: Reading | None = store.file_reading
     if reading is None:
         return ReadBackState(_begin(store, request.at_least))
@@ -91,7 +89,6 @@ def _begin(store: Store, at_least: int) -> bool:
 
 
 def _read(store: Store, reading: Reading) -> None:
-    assert store.medium is not None
     name = NAMES[reading.file]
     before = min(OVERLAP_BYTES, reading.offset)
     try:

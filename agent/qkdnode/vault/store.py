@@ -92,7 +92,7 @@ class Store:
         *,
         node: str,
         start: bytes,
-        medium: Medium | None = None,
+        medium: Medium,
     ) -> None:
         self.connection = connection
         self.sealing = sealing
