@@ -24,7 +24,7 @@ steps = st.one_of(st.just(0), st.integers(-11 * S, 11 * S), st.integers(-400 * D
 
 
 @given(off=spans, wrong=steps, moves=st.lists(st.tuples(spans, steps), max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_trusted_time_is_bounded_by_what_elapsed_whatever_the_wall_clock_says(
     off: int, wrong: int, moves: list[tuple[int, int]]
 ) -> None:
@@ -47,7 +47,7 @@ def test_trusted_time_is_bounded_by_what_elapsed_whatever_the_wall_clock_says(
 
 
 @given(off=st.integers(0, 2 * DAY_NS), spans=st.lists(spans, max_size=10), slew=st.integers(-500, 500))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_clock_that_is_right_or_slewed_raises_no_doubt_and_keys_are_due_on_time(
     off: int, spans: list[int], slew: int
 ) -> None:
