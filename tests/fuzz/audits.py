@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import PUBLIC, SIGNING
 
 from fuzz.engine import Violation
 from fuzz.mutation import as_bytes, as_json, as_json_lines, moved
@@ -20,8 +20,6 @@ from qkdnode.audit.merkle import Frontier, inclusion_holds, inclusion_proof, lea
 from qkdnode.errors import AuditError
 
 ORIGIN = "node-a.audit"
-PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = PRIVATE.public_key().public_bytes_raw()
 KINDS: tuple[type[events.Event], ...] = (
     events.KeyEvent,
     events.LinkEvent,
@@ -67,7 +65,7 @@ def take_leaf(leaf: bytes) -> Iterable[Hashable]:
 
 def note_of(leaves: tuple[bytes, ...], time_ns: int | None = 5) -> str:
     root = Frontier(leaf_hash(leaf) for leaf in leaves).root()
-    return checkpoint.sign_checkpoint(checkpoint.Checkpoint(ORIGIN, len(leaves), root, time_ns), PUBLIC, PRIVATE.sign)
+    return checkpoint.sign_checkpoint(checkpoint.Checkpoint(ORIGIN, len(leaves), root, time_ns), SIGNING)
 
 
 def note_seeds() -> list[bytes]:
@@ -119,7 +117,7 @@ def signed_anew(note: bytes) -> bytes:
         return note
     body += b"\n"
     origin = body.split(b"\n")[0].decode("utf-8", "replace")
-    blob = base64.b64encode(checkpoint.key_id(origin, PUBLIC) + PRIVATE.sign(body)).decode()
+    blob = base64.b64encode(checkpoint.key_id(origin, PUBLIC) + SIGNING.sign(body)).decode()
     return body + b"\n" + f"— {origin} {blob}\n".encode()
 
 
@@ -134,7 +132,7 @@ def take_note(data: bytes) -> Iterable[Hashable]:
     if note.body + "\n" + "".join(lines) != text:
         raise Violation("a note parses to other signatures than it holds")
     verified = checkpoint.verify(text, PUBLIC)
-    PRIVATE.public_key().verify(
+    SIGNING.public_key().verify(
         next(s.signature for s in note.signatures if s.key_id == checkpoint.key_id(parts.origin, PUBLIC)),
         note.body.encode(),
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from qkdnode.audit import receipt
+from qkdnode.audit.checkpoint import LOG_KEY_BYTES
 from qkdnode.audit.verifier import Report, read_lines, verify
-from qkdnode.channel.identity import load_public
+from qkdnode.channel.identity import load_public_node
 from qkdnode.cli.reach import addressed, connected, json_option
 from qkdnode.cli.show import print_json
 from qkdnode.config import load_config
@@ -27,7 +28,7 @@ def command() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @addressed
 @json_option
-@click.option("--key", default=None, help="The node's NAME.public, or its Ed25519 key in base64: verify against it.")
+@click.option("--key", default=None, help="The node's NAME.public, or its keys in base64: verify against it.")
 @click.option("--offline", is_flag=True, help="Read the vault file of --config, not through its agent.")
 def export(
     file: Path,
@@ -70,7 +71,7 @@ def _export_offline(vault: Path, file: Path, expected: bytes | None) -> int:
 
 @command.command(name="verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
+@click.option("--key", required=True, help="The node's NAME.public, or its keys in base64.")
 def verify_command(file: Path, key: str) -> None:
     """Verify FILE against the node's public key: exit 0 valid, 1 invalid, 2 unreadable."""
     report = verify_export(file, public_key(key))
@@ -80,7 +81,7 @@ def verify_command(file: Path, key: str) -> None:
 
 @command.command(name="verify-receipt")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
+@click.option("--key", required=True, help="The node's NAME.public, or its keys in base64.")
 @json_option
 def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
     """Verify the receipt of a destroyed key in FILE: exit 0 valid, 1 invalid, 2 unreadable."""
@@ -97,15 +98,15 @@ def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
 
 
 def public_key(text: str) -> bytes:
-    """The 32 bytes of an Ed25519 key given as base64, or as a NAME.public file."""
+    """What verifies a node's log, given as its NAME.public file or in base64: Ed25519, then ML-DSA-44."""
     if _is_file(text):
-        text = load_public(text).ed25519
+        return load_public_node(text).log_key
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
-        raise ConfigError(f"--key {text!r} is neither a file nor base64") from None
-    if len(key) != 32:
-        raise ConfigError(f"--key holds {len(key)} bytes; an Ed25519 key has 32")
+        raise ConfigError(f"--key {text[:80]!r} is neither a file nor base64") from None
+    if len(key) != LOG_KEY_BYTES:
+        raise ConfigError(f"--key holds {len(key)} bytes; the keys of a log have {LOG_KEY_BYTES}: give NAME.public")
     return key
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from typing_extensions import Buffer
 
 from qkdnode.access.identities import NodeIdentity
+from qkdnode.audit.checkpoint import Signer
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.neighbour import Channel
 from qkdnode.config import Config, LinkSection
@@ -123,8 +124,7 @@ class World:
         root: RootSource,
         node: str,
         draw_into: Callable[[SecretBuffer], None],
-        sign: Callable[[bytes], bytes],
-        public_key: bytes,
+        signer: Signer,
     ) -> NodeVault:
         """Open the node's vault, or make it at the first start."""
         vault = await asyncio.to_thread(
@@ -133,8 +133,7 @@ class World:
             root=root,
             node=node,
             draw_into=draw_into,
-            sign=sign,
-            public_key=public_key,
+            signer=signer,
             clock_ns=self.wall_ns,
             create=not path.exists(),
         )

@@ -4,14 +4,14 @@ A change that cannot be journalled does not happen. Leaves of one request are ga
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
 from qkdnode.audit import events
-from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint, verify
+from qkdnode.audit.checkpoint import Checkpoint, Signer, sign_checkpoint, verify
 from qkdnode.audit.events import AnyEvent, Detail, Event
 from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
@@ -57,15 +57,13 @@ class Journal:
         *,
         node: str,
         origin: str,
-        public_key: bytes,
-        sign: Callable[[bytes], bytes],
+        signer: Signer,
     ) -> None:
         self._connection = connection
         self._sealing = sealing
         self._node = node
         self._origin = origin
-        self._public_key = public_key
-        self._sign = sign
+        self.signer = signer
         self._frontier = Frontier()
         self._topics: dict[str, int] = {}
         self._checkpointed = self._checkpointed_ns = 0
@@ -83,7 +81,7 @@ class Journal:
     @property
     def public_key(self) -> bytes:
         """What verifies its checkpoints."""
-        return self._public_key
+        return self.signer.log_key
 
     @property
     def size(self) -> int:
@@ -171,16 +169,21 @@ class Journal:
         return first, self._frontier.size - 1
 
     def write_head(self) -> None:
-        """Before each commit: the authenticated head of the log, and a checkpoint after enough leaves or time."""
+        """Before each commit of something new: the authenticated head of the log, and a checkpoint if it is due."""
         self.write()
-        unsigned = self._frontier.size - self._checkpointed
-        if unsigned >= CHECKPOINT_LEAVES or (unsigned and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS):
-            self.checkpoint()
         if self._frontier.size != self._headed:
+            if self.is_checkpoint_due:
+                self.checkpoint()
             head = _encode_head(self._frontier, self._topics)
             rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
             self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
             self._headed = self._frontier.size
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether so many leaves are not signed yet, or so long."""
+        unsigned = self._frontier.size - self._checkpointed
+        return unsigned >= CHECKPOINT_LEAVES or (unsigned > 0 and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS)
 
     def checkpoint(self) -> str:
         """The signed note over all leaves so far; the one there is if none came since."""
@@ -189,9 +192,7 @@ class Journal:
         known = read_rows(self._connection, (str,), NOTES, "SELECT note FROM checkpoints WHERE size = ?", size)
         if known:
             return str(known[0][0])
-        note = sign_checkpoint(
-            Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self._public_key, self._sign
-        )
+        note = sign_checkpoint(Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self.signer)
         self._connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
         self._checkpointed, self._checkpointed_ns = size, self.now_ns
         return note
@@ -285,7 +286,7 @@ class Journal:
             return
         ((self._checkpointed, note),) = last
         try:
-            checkpoint = verify(note, self._public_key)
+            checkpoint = verify(note, self.public_key)
         except AuditError as error:
             raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
         if checkpoint.size != self._checkpointed or checkpoint.size > size:

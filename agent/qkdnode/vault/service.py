@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
+from qkdnode.audit.checkpoint import Signer
 from qkdnode.audit.events import AnyEvent
 from qkdnode.errors import VaultError
 from qkdnode.native.secret import SecretBuffer
@@ -56,8 +57,7 @@ class Vault:
         root: RootSource,
         node: str,
         draw_into: Callable[[SecretBuffer], None],
-        sign: Callable[[bytes], bytes],
-        public_key: bytes,
+        signer: Signer,
         clock_ns: Callable[[], int],
         create: bool = False,
         disk: Disk = DISK,
@@ -69,8 +69,7 @@ class Vault:
                 root=root,
                 node=node,
                 draw_into=draw_into,
-                sign=sign,
-                public_key=public_key,
+                signer=signer,
                 clock_ns=clock_ns,
                 create=create,
                 disk=disk,

@@ -4,9 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from signing import PUBLIC
 from test_vault_epochs import read
 from test_vault_keys import delivered
-from vaults import PUBLIC, End, Pair
+from vaults import End, Pair
 
 from qkdnode.audit import receipt
 from qkdnode.control.receipts import destruction_receipt
