@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "unit" / "vault")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "vault"))
 
 from vaults import LINK, Pair
 

@@ -17,7 +17,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "unit" / "vault")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "vault"))
 
 import apsw
 from vaults import LINK, Pair

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from approving import application_of, policy
 from link_rules import Rules
-from signing import SIGNING
+from signing import PUBLIC, SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.distill import effects as fx
@@ -228,6 +228,7 @@ class Life:
                 log=Log(),
             ),
             software="test",
+            peer_log_key=PUBLIC,
         )
 
     @property

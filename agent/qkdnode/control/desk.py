@@ -24,6 +24,8 @@ from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError,
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import epochs, extract, inventory, lineage, revocations, scopes, scrub
+from qkdnode.vault.proofs import ProveEntry
+from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
@@ -60,6 +62,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Reload: Action.CONFIG_RELOAD,
     wire.ExportBegin: Action.AUDIT_EXPORT,
     wire.ExportPage: Action.AUDIT_EXPORT,
+    wire.ProveEntry: Action.AUDIT_EXPORT,
     wire.PolicyShow: Action.POLICY_READ,
     wire.PolicyExplain: Action.POLICY_READ,
     wire.PolicyApply: Action.POLICY_APPLY,
@@ -283,7 +286,11 @@ class Desk:
         return _epoch_list(await self._ask(epochs.Epochs()))
 
     async def _receipt(self, request: wire.DestructionReceipt, _: Operator) -> Answer:
-        return wire.Receipt(receipt=await destruction_receipt(UUID(bytes=request.key_id), self._ask))
+        key_id = UUID(bytes=request.key_id)
+        return wire.Receipt(receipt=destruction_receipt(key_id, await self._ask(Destruction(key_id=key_id))))
+
+    async def _prove(self, request: wire.ProveEntry, _: Operator) -> Answer:
+        return wire.Receipt(receipt=await self._ask(ProveEntry(position=request.position)))
 
     async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
         changed = await self._port.pause(request.link, operator.name)
@@ -395,6 +402,7 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Reload: Desk._reload,
     wire.ExportBegin: Desk._export_begin,
     wire.ExportPage: Desk._export_page,
+    wire.ProveEntry: Desk._prove,
     wire.PolicyShow: Desk._policy_show,
     wire.PolicyExplain: Desk._policy_explain,
     wire.PolicyApply: Desk._policy_apply,
@@ -421,6 +429,8 @@ def _particulars(request: Request) -> Details:
             return {"keys": len(key_ids), "reason": reason}
         case wire.CompromiseScope(scope=scope, value=value, reason=reason):
             return {"scope": scope, "to" if scope == "application" else "about": value or "", "reason": reason}
+        case wire.ProveEntry(position=position):
+            return {"entry": position}
         case wire.RewrapKeys(to=to):
             return {"wrap": to}
         case wire.ListKeys(local=local, remote=remote):

@@ -40,6 +40,7 @@ from qkdnode.vault import (
     outbox,
     pauses,
     policies,
+    proofs,
     readback,
     receipts,
     revocations,
@@ -47,6 +48,7 @@ from qkdnode.vault import (
     scopes,
     scrub,
     segments,
+    witnessing,
 )
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
@@ -63,7 +65,7 @@ _CHECK = b"vault check"
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
-    revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
+    revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -9,7 +9,11 @@ from qkdnode.vault.store import Store
 
 MAX_LEAVES = 2048
 _LEAVES = "SELECT leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position LIMIT ?"
-_NOTES = "SELECT size, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size"
+# A checkpoint with what neighbours have signed of it.
+COSIGNED_NOTE = """note || ifnull((
+    SELECT group_concat(line, '' ORDER BY witness) FROM cosignatures WHERE cosignatures.size = checkpoints.size
+), '')"""
+_NOTES = f"SELECT size, {COSIGNED_NOTE} FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size"
 
 
 class LogHead(Request, frozen=True):

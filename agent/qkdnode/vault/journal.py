@@ -13,7 +13,7 @@ import msgspec
 from qkdnode.audit import events
 from qkdnode.audit.checkpoint import Checkpoint, Signer, sign_checkpoint, verify
 from qkdnode.audit.events import AnyEvent, Detail, Event
-from qkdnode.audit.merkle import Frontier, leaf_hash
+from qkdnode.audit.merkle import Frontier, Subtree, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
 from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.rows import read_meta, read_rows
@@ -26,6 +26,7 @@ CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
+SUBTREES = "a hash over entries of the audit log in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -45,6 +46,7 @@ class Verification:
     def __init__(self, head: bytes) -> None:
         self.head = head
         self.frontier, self.topics = Frontier(), dict[str, int]()
+        self.subtrees: list[Subtree] = []  # completed since the last look at those that are kept
 
 
 class Journal:
@@ -162,8 +164,11 @@ class Journal:
         self._connection.executemany(
             "INSERT INTO leaves (position, leaf) VALUES (?, ?)", enumerate(self._pending, first)
         )
+        subtrees: list[Subtree] = []
         for leaf in self._pending:
-            self._frontier.append(leaf_hash(leaf.encode()))
+            self._frontier.append(leaf_hash(leaf.encode()), subtrees)
+        if subtrees:
+            self._connection.executemany("INSERT INTO subtrees VALUES (?, ?, ?)", subtrees)
         self._pending.clear()
         self._pending_subjects.clear()
         return first, self._frontier.size - 1
@@ -269,6 +274,7 @@ class Journal:
                     min(wanted.size, seen.frontier.size + limit),
                 ):
                     _verify_entry(seen, position, leaf)
+                self._verify_subtrees(seen)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
                     f"the audit log in the vault was changed: its {wanted.size} entries do not give its authenticated "
@@ -278,6 +284,16 @@ class Journal:
             self._verification = Verification(seen.head)
             raise
         return seen.frontier.size, wanted.size
+
+    def _verify_subtrees(self, seen: Verification) -> None:
+        for level, number, hashed in seen.subtrees:
+            statement = "SELECT hash FROM subtrees WHERE level = ? AND number = ?"
+            if read_rows(self._connection, (bytes,), SUBTREES, statement, level, number) != [(hashed,)]:
+                raise VaultDamagedError(
+                    f"the hash over entries {number << level} to {(number + 1 << level) - 1} of the audit log is not "
+                    "kept in the vault as it was: keep the file, start a new vault"
+                )
+        seen.subtrees.clear()
 
     def _resume_checkpoints(self, size: int) -> None:
         statement = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
@@ -321,6 +337,6 @@ def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:
     except AuditError as error:
         raise VaultDamagedError(f"entry {position} of the audit log in the vault is damaged: {error}") from None
     number = seen.topics.get(event.topic, 0) + 1
-    if seen.frontier.append(leaf_hash(leaf.encode())) != position or event.topic_sequence != number:
+    if seen.frontier.append(leaf_hash(leaf.encode()), seen.subtrees) != position or event.topic_sequence != number:
         raise VaultDamagedError(f"entries are missing before entry {position} of the audit log in the vault")
     seen.topics[event.topic] = number

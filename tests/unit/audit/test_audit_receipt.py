@@ -15,7 +15,6 @@ from signing import PUBLIC, SIGNING
 
 from qkdnode.audit import receipt
 from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint
-from qkdnode.audit.inclusion import Inclusion
 from qkdnode.audit.merkle import inclusion_proof, leaf_hash, root_of
 from qkdnode.errors import AuditUnreadableError
 
@@ -151,16 +150,3 @@ def test_a_stranger_verifies_with_the_one_file(tmp_path: Path) -> None:
     wrong = base64.b64encode(bytes(1344)).decode()
     assert receipt.main([str(tmp_path / "given"), wrong]) == 1
     assert receipt.main([str(alone), key]) == 2
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 13])
-def test_a_proof_from_leaves_that_pass_by_is_the_proof_of_the_tree(size: int) -> None:
-    leaves = [b"%d" % i for i in range(size + 2)]
-    hashes = [leaf_hash(leaf) for leaf in leaves[:size]]
-    for position in range(size):
-        passing = Inclusion(position, size)
-        for data in leaves:
-            passing.take(data)
-        assert passing.proof() == inclusion_proof(hashes, position)
-    with pytest.raises(ValueError, match="no leaf"):
-        Inclusion(size, size)
