@@ -316,17 +316,19 @@ QUOTED = st.text(st.sampled_from('ab"\\\n\x01é\u2028{}[]:,0 '), max_size=12)
 
 @settings(max_examples=300)
 @given(
-    parts=st.lists(QUOTED, min_size=1, max_size=3),
+    parts=st.lists(QUOTED | st.just('"keys":["aa"]') | st.just("keys"), min_size=1, max_size=3),
+    keys=st.none() | st.lists(st.text("0aF") | st.text('0aF",]'), max_size=4) | st.just("aa"),
     topic=st.sampled_from(["node", 'no"de', "no\\de"]),
     number=st.integers(1, 3),
     spaced=st.booleans(),
     changed=st.integers(-1, 400),
 )
 def test_the_quick_reading_of_a_line_is_the_slow_one(
-    parts: list[str], topic: str, number: int, spaced: bool, changed: int
+    parts: list[str], keys: Any, topic: str, number: int, spaced: bool, changed: int
 ) -> None:
     """Wherever the quick one has an opinion the slow one has the same, and leaves the same behind."""
-    leaf = json.dumps({"details": parts, "topic": topic, "topic_sequence": number}, ensure_ascii=False)
+    event = {"details": parts, "keys": keys, "topic": topic, "topic_sequence": number}
+    leaf = json.dumps(event, ensure_ascii=False)
     leaf = leaf if spaced else leaf.replace(": ", ":").replace(", ", ",")
     line = bytearray(verifier.write_line({"leaf": leaf, "hash": leaf_hash(leaf.encode()).hex()}).encode())
     if 0 <= changed < len(line):
