@@ -1,8 +1,8 @@
 """Entries that the offline verifier reads per second, from an export as a node writes it.
 
-    PYTHONPATH=agent python tests/benchmarks/audit_verifier.py [ENTRIES]
+    PYTHONPATH=agent python tests/benchmarks/audit_verifier.py [ENTRIES [KEYS]]
 
-The leaves are those of a vault at work (stock is cut, keys are allocated, delivered and acknowledged), repeated with
+The leaves are those of a vault at work (stock is cut, keys are allocated by KEYS at once and answered), repeated with
 numbers and times of their own, with a hybrid-signed checkpoint every 1,000 and a witness's signature on each tenth.
 `verifier.py` runs alone, in a process of its own, as a stranger runs it. Prints JSON.
 """
@@ -31,12 +31,12 @@ from qkdnode.vault.requests import LeavesAfter
 CHECKPOINT_LEAVES, COSIGNED = 1000, 10
 
 
-def samples(directory: Path) -> list[dict[str, Any]]:
+def samples(directory: Path, keys: int) -> list[dict[str, Any]]:
     """Events of a vault at work."""
     pair = Pair(directory)
     pair.stock(bits_out=2_000_000)
     for _ in range(20):
-        pair.ready(pair.alice, 64)
+        pair.ready(pair.alice, keys)
     leaves = pair.alice.call(LeavesAfter(position=0, limit=4096))
     for end in pair.ends:
         end.vault.close()
@@ -63,12 +63,12 @@ def write(file: Path, count: int, events: list[dict[str, Any]]) -> None:
             out.writelines(page_lines(first, leaves, [(frontier.size, note)]))
 
 
-def main(count: int = 1_000_000) -> None:
+def main(count: int = 1_000_000, keys: int = 16) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         file, alone = directory / "audit.log", directory / "verifier.py"
         (directory / "ends").mkdir(mode=0o700)
-        write(file, count, samples(directory / "ends"))
+        write(file, count, samples(directory / "ends", keys))
         alone.write_text(Path(verifier.__file__).read_text())
         for key, public in (("a.pub", PUBLIC), ("b.pub", OTHER.log_key)):
             fields = {"ed25519": verifier.base64.b64encode(public[:32]).decode()}
@@ -84,7 +84,7 @@ def main(count: int = 1_000_000) -> None:
             json.dumps(
                 {
                     "entries": count,
-                    "mebibytes": round(file.stat().st_size / 2**20),
+                    "bytes_per_entry": round(file.stat().st_size / count),
                     "said": ran.stdout.splitlines(),
                     "seconds": round(seconds, 2),
                     "cpu_seconds": round(used.children_user + used.children_system, 2),

@@ -25,16 +25,18 @@ an earlier checkpoint looks whole. Compare the last size with one that a witness
 
 import argparse
 import base64
-import gc
 import hashlib
 import io
 import json
+import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, BinaryIO
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial, reduce
+from itertools import chain, islice
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -48,12 +50,10 @@ except ImportError:  # the file was copied out of its package
         """The file is not an audit export."""
 
 
-FORMAT = "qkdnode-audit/2"
-KEY_BYTES = 32 + 1312
-MAX_LEAF_BYTES = 16 * 1024
+FORMAT, KEY_BYTES = "qkdnode-audit/2", 32 + 1312
+MAX_LEAF_BYTES, MAX_TOPICS = 16 * 1024, 65_536
 MAX_LINE_BYTES = 8 * MAX_LEAF_BYTES  # a leaf whose every byte needs an escape
-MAX_TOPICS = 65_536
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES, BLOCK_LINES, BLOCKS_AHEAD = 1024 * 1024, 1024, 6
 HEADER, ENTRY, CHECKPOINT = ("format", "origin", "public_key"), ("leaf", "hash"), ("checkpoint",)
 NOTE = re.compile(
     r"(?P<body>(?P<origin>[!-~]{1,128})\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n"
@@ -66,11 +66,12 @@ PROOF = re.compile(
     r"(?P<path>(?:[A-Za-z0-9+/]{43}=\n){0,63})\n(?P<note>(?s:.+))"
 )
 ESCAPES, UNMARKED = b'\\"' * MAX_LEAF_BYTES, bytes(set(range(256)) - set(b'\\"'))
-event_at = json.JSONDecoder().scan_once
+Line: TypeAlias = bytes | str
+Found: TypeAlias = tuple[bytes, str, int]  # hash, topic and number of an entry
+event_at: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The verdict on one export. `first_bad` names the first entry or checkpoint at fault, and is None if valid."""
 
     valid: bool
@@ -87,19 +88,17 @@ class Report:
         return f"{counts}signed\n{'valid' if self.valid else f'INVALID: {self.first_bad}'}"
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What the receipt of an entry shows."""
 
     origin: str
-    index: int
+    entry: int
     size: int  # of the log under the checkpoint
     leaf: str
     witnesses: int  # of those given, that have signed the checkpoint
 
     def __str__(self) -> str:
-        where = f"entry {self.index} of {self.size} of {self.origin}"
-        return f"{where}, under a checkpoint with {self.witnesses} of the given witnesses: {self.leaf}\nvalid"
+        return f"entry {self.entry} of {self.size} of {self.origin}, {self.witnesses} witnesses: {self.leaf}\nvalid"
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -124,9 +123,8 @@ class Tree:
 
     def root(self) -> bytes:
         """The root of RFC 9162 section 2.1.1."""
-        if not self._subtrees:
-            return hashlib.sha256(b"").digest()
-        return reduce(lambda root, left: node_hash(left, root), reversed(self._subtrees))
+        subtrees = self._subtrees or [hashlib.sha256(b"").digest()]
+        return reduce(lambda root, left: node_hash(left, root), reversed(subtrees))
 
 
 class Fault(Exception):
@@ -180,51 +178,13 @@ class Verification:
     """Entries and checkpoints in order; each method raises Fault on the first thing that is not as it must be."""
 
     def __init__(self, origin: str, keys: Keys) -> None:
-        self.tree = Tree()
-        self.checkpoints = self.witnessed = self.witnessed_size = self.signed = 0  # signed: entries under the last one
+        self.tree, self.entries, self.checkpoints = Tree(), 0, 0
+        self.signed = self.witnessed = self.witnessed_size = 0  # entries; checkpoints, and the entries under the last
         self._origin, self._keys, self._topics = origin, keys, dict[str, int]()
 
-    def quick_entry(self, line: bytes | str) -> bool:
-        """Check 1 of a line with no escapes but those of quotes, as nearly all are. False: look at it as at any other.
-
-        If every backslash is before a quote, every quote after a backslash, and there is no white space but spaces, the
-        line is the one spelling of what is in it. If that, or anything else, is not so, nothing is done here.
-        """
-        if type(line) is not bytes or line[:9] != b'{"leaf":"' or len(line) > MAX_LINE_BYTES:
-            return False
-        raw, between, end = line[9:-77], line[-77:-67], line[-3:]
-        marks, data = raw.translate(None, UNMARKED), raw.translate(None, b"\\")
-        if marks != ESCAPES[: len(marks)] or len(marks) % 2 or between != b'","hash":"' or end != b'"}\n':
-            return False
-        leaf_hash = hashlib.sha256(b"\x00" + data).digest()
-        try:
-            leaf = data.decode()
-            event, length = event_at(leaf, 0)
-            topic, number = event["topic"], event["topic_sequence"]
-            in_order = type(topic) is str and type(number) is int and self._topics[topic] == number - 1
-        except (ValueError, RecursionError, LookupError, TypeError, StopIteration):
-            return False
-        if b"\t" in data or b"\r" in data or b"\n" in data or length != len(leaf) or len(data) > MAX_LEAF_BYTES:
-            return False
-        if not in_order or leaf_hash.hex().encode() != line[-67:-3]:
-            return False
+    def entry(self, leaf_hash: bytes, topic: str, number: int) -> None:
+        """The rest of check 1: an entry must be the next of its topic."""
         self.tree.append(leaf_hash)
-        self._topics[topic] = number
-        return True
-
-    def entry(self, leaf: str, claimed: str) -> None:
-        """Check 1."""
-        leaf_hash = hashlib.sha256(b"\x00" + leaf.encode()).digest()
-        self.tree.append(leaf_hash)
-        if leaf_hash.hex() != claimed:
-            raise Fault("the leaf does not have the hash that stands beside it")
-        try:
-            event = json.loads(leaf)
-        except (ValueError, RecursionError):
-            raise Fault("the leaf is not an event") from None
-        topic, number = (event.get("topic"), event.get("topic_sequence")) if type(event) is dict else (None, None)
-        if type(topic) is not str or type(number) is not int or len(leaf.encode()) > MAX_LEAF_BYTES:
-            raise Fault("the leaf is not an event with a topic and a number in it")
         expected = self._topics.get(topic, 0) + 1
         if number != expected:
             raise Fault(f"number {number} of topic {topic!r} where {expected} must be: entries are missing or moved")
@@ -244,37 +204,80 @@ class Verification:
             self.witnessed, self.witnessed_size = self.witnessed + 1, size
 
 
-def verify(lines: Iterable[bytes | str], public_key: bytes, witnesses: Sequence[bytes] = ()) -> Report:
+def quick_entry(line: Line) -> Found | None:
+    """As read_entry, of a line without escapes but those of quotes, as nearly all are; None if it is not sound as such.
+
+    Every backslash before a quote, every quote after a backslash, no white space but spaces: it is in its one spelling.
+    """
+    if type(line) is not bytes or line[:9] + line[-77:-67] + line[-3:] != b'{"leaf":"","hash":""}\n':
+        return None
+    marks, data = line[9:-77].translate(None, UNMARKED), line[9:-77].translate(None, b"\\")
+    if marks != ESCAPES[: len(marks)] or len(marks) % 2 or len(line) > MAX_LINE_BYTES:
+        return None
+    try:
+        leaf = data.decode()
+        event, length = event_at(leaf, 0)
+        topic, number = event["topic"], event["topic_sequence"]
+    except (ValueError, RecursionError, LookupError, TypeError, StopIteration):
+        return None
+    leaf_hash = hashlib.sha256(b"\x00" + data).digest()
+    sound = type(topic) is str and type(number) is int and length == len(leaf) and len(data) <= MAX_LEAF_BYTES
+    if not sound or b"\t" in data or b"\r" in data or b"\n" in data or leaf_hash.hex().encode() != line[-67:-3]:
+        return None
+    return leaf_hash, topic, number
+
+
+def read_entry(leaf: str, hash: str) -> Found:
+    """Hash, topic and number of an entry. Fault if it is not sound: check 1 but for the order."""
+    if (leaf_hash := hashlib.sha256(b"\x00" + leaf.encode()).digest()).hex() != hash:
+        raise Fault("the leaf does not have the hash that stands beside it")
+    try:
+        event = json.loads(leaf)
+    except (ValueError, RecursionError):
+        raise Fault("the leaf is not an event") from None
+    topic, number = (event.get("topic"), event.get("topic_sequence")) if type(event) is dict else (None, None)
+    if type(topic) is not str or type(number) is not int or len(leaf.encode()) > MAX_LEAF_BYTES:
+        raise Fault("the leaf is not an event with a topic and a number in it")
+    return leaf_hash, topic, number
+
+
+def looked_at(lines: Iterator[Line], look: Any) -> Iterator[tuple[bytes | str, Found | None]]:
+    """Lines with what quick_entry finds of them; `look` is a map, of an executor if that is to be some blocks ahead."""
+    waiting = deque[Any]()
+    for block in chain(iter(lambda: list(islice(lines, BLOCK_LINES)), []), [[]] * BLOCKS_AHEAD):
+        waiting.append((block, look(quick_entry, block)))
+        if len(waiting) > BLOCKS_AHEAD:
+            yield from zip(*waiting.popleft(), strict=True)
+
+
+def verify(lines: Iterable[Line], public_key: bytes, witnesses: Sequence[bytes] = (), look: Any = map) -> Report:
     """The verdict on an export given as lines, read once. AuditUnreadableError if a line is not of its format."""
-    keys = Keys(public_key, witnesses)
-    numbered = enumerate(lines, 1)
-    header = read_line(*next(numbered, (1, b"")))
+    keys, lines = Keys(public_key, witnesses), iter(lines)
+    header = read_line(1, next(lines, b""))
     if tuple(header) != HEADER or header["format"] != FORMAT:
         raise AuditUnreadableError(f"line 1: not the header of an audit export of format {FORMAT!r}")
     if header["public_key"] != base64.b64encode(public_key).decode():
         return Report(False, 0, 0, 0, "header: the public key is not the one that was given")
-    run = Verification(header["origin"], keys)
-    first_bad = None
-    for number, line in numbered:
-        if run.quick_entry(line):
-            continue
-        item = read_line(number, line)
+    run, first_bad = Verification(header["origin"], keys), None
+    for number, (line, found) in enumerate(looked_at(lines, look), 2):
+        item = {} if found else read_line(number, line)
         try:
-            if tuple(item) == ENTRY:
-                run.entry(item["leaf"], item["hash"])
-            elif tuple(item) == CHECKPOINT:
+            if tuple(item) == CHECKPOINT:
                 run.checkpoint(item["checkpoint"])
+            elif found or tuple(item) == ENTRY:
+                run.entries += 1
+                run.entry(*(found or read_entry(**item)))
             else:
                 raise AuditUnreadableError(f"line {number}: neither an entry nor a checkpoint")
         except Fault as fault:
-            first, last = run.signed, run.tree.size - 1
+            first, last = run.signed, run.entries - 1
             covers = f"entries {first}-{last}" if first <= last else "no new entries"
-            where = f"entry {last}" if "leaf" in item else f"checkpoint {run.checkpoints + 1} ({covers})"
+            where = f"checkpoint {run.checkpoints + 1} ({covers})" if tuple(item) == CHECKPOINT else f"entry {last}"
             first_bad = f"{where}: {fault}"
             break
     if not run.checkpoints:
         first_bad = first_bad or "no checkpoint: nothing in this export is signed"
-    counts = (run.tree.size, run.checkpoints, run.tree.size - run.signed, first_bad)
+    counts = (run.entries, run.checkpoints, run.entries - run.signed, first_bad)
     return Report(first_bad is None, *counts, run.witnessed, run.witnessed_size)
 
 
@@ -305,7 +308,7 @@ def root_above(hashed: bytes, index: int, size: int, path: Sequence[bytes]) -> b
     return node_hash(path[-1], root_above(hashed, index - half, size - half, path[:-1]))
 
 
-def read_line(number: int, line: bytes | str) -> dict[str, str]:
+def read_line(number: int, line: Line) -> dict[str, str]:
     """The object of one line, if it is compact JSON of strings in its one spelling."""
     try:
         text = (line if isinstance(line, str) else line.decode()).removesuffix("\n")
@@ -356,10 +359,9 @@ def read_key(text: str) -> bytes:
         parts = [text]
         if len(text) != len(base64.b64encode(bytes(KEY_BYTES))):  # longer than a file's path is in earnest
             with open(text, "rb") as file:
-                fields = json.loads(file.read(MAX_LINE_BYTES))
-                parts = [fields["ed25519"], fields["mldsa44"]]
+                parts = list(map(json.loads(file.read(MAX_LINE_BYTES)).get, ("ed25519", "mldsa44")))
         key = b"".join(from_base64(part) or b"" for part in parts)
-    except (ValueError, RecursionError, LookupError, TypeError):
+    except (ValueError, RecursionError, AttributeError, TypeError):
         key = b""
     if len(key) != KEY_BYTES:
         raise AuditUnreadableError(f"{text[:80]} is not the NAME.public file of a node, nor its keys in base64")
@@ -374,24 +376,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--witness", action="append", default=[], metavar="PUB", help="a neighbour's, likewise")
     parser.add_argument("--receipt", action="store_true", help="FILE is the receipt of one entry")
     chosen = parser.parse_args(arguments)
-    gc.disable()  # what is read of a line is in no cycle
     try:
         key, witnesses = read_key(chosen.key), [read_key(text) for text in chosen.witness]
         if key in witnesses:
             raise AuditUnreadableError("a node is no witness of its own log: give --witness its neighbour's key")
-        with open(chosen.file, "rb") as file:
+        with open(chosen.file, "rb") as file, ProcessPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            look, verdict = partial(pool.map, chunksize=BLOCK_LINES), None
             if chosen.receipt:
-                verdict: Receipt | Report = verify_receipt(file.read(MAX_LINE_BYTES + 1), key, witnesses)
+                print(verify_receipt(file.read(MAX_LINE_BYTES + 1), key, witnesses))
             else:
-                verdict = verify(read_lines(file), key, witnesses)
+                print(verdict := verify(read_lines(file), key, witnesses, look))
     except Fault as fault:
         print(f"INVALID: {fault}")
         return 1
     except (OSError, AuditUnreadableError) as error:
         print(f"unreadable: {error}", file=sys.stderr)
         return 2
-    print(verdict)
-    return 0 if isinstance(verdict, Receipt) or verdict.valid else 1
+    return 0 if verdict is None or verdict.valid else 1
 
 
 if __name__ == "__main__":

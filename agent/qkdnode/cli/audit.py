@@ -112,7 +112,7 @@ def verify_command(file: Path, key: str, witness: tuple[str, ...], is_receipt: b
         return
     report = verify_export(file, public_key(key), witnesses)
     if as_json:
-        print_json(dataclasses.asdict(report))
+        print_json(report._asdict())
     else:
         click.echo(report)
     sys.exit(0 if report.valid else 1)
@@ -128,7 +128,7 @@ def _verify_entry(file: Path, key: bytes, witnesses: Sequence[bytes], as_json: b
         click.echo(f"INVALID: {fault}")
         sys.exit(1)
     if as_json:
-        print_json(dataclasses.asdict(found))
+        print_json(found._asdict())
     else:
         click.echo(found)
 

@@ -7,20 +7,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from signing import OTHER, PUBLIC, SIGNING, Signing
+from signing import OTHER, SIGNING, Signing
 
 from qkdnode.access.identities import encode_public
 from qkdnode.audit import verifier
 from qkdnode.audit.checkpoint import Checkpoint, cosign, parse, sign_checkpoint
 from qkdnode.audit.export import write_export
 from qkdnode.audit.merkle import Frontier, leaf_hash
-from qkdnode.audit.verifier import Keys, Report, Tree, Verification, verify
+from qkdnode.audit.verifier import Report, Tree, verify
 from qkdnode.channel.identity import make_identity
 from qkdnode.errors import AuditUnreadableError
 
@@ -333,19 +334,24 @@ def test_the_quick_reading_of_a_line_is_the_slow_one(
     line = bytearray(verifier.write_line({"leaf": leaf, "hash": leaf_hash(leaf.encode()).hex()}).encode())
     if 0 <= changed < len(line):
         line[changed] ^= 0x22
-    quick, slow = (Verification("a", Keys(PUBLIC)) for _ in range(2))
-    quick._topics[topic] = slow._topics[topic] = 1
-    if quick.quick_entry(bytes(line)):
-        item = verifier.read_line(1, bytes(line))
-        slow.entry(item["leaf"], item["hash"])
-        assert (quick.tree.root(), quick._topics) == (slow.tree.root(), slow._topics)
-    else:
-        assert (quick.tree.size, quick._topics) == (0, {topic: 1})
+    quick = verifier.quick_entry(bytes(line))
+    if quick is not None:
+        assert quick == verifier.read_entry(**verifier.read_line(1, bytes(line)))
+        assert verifier.quick_entry(bytes(line).decode()) is None  # only bytes are looked at so
 
 
 def test_lines_as_a_node_writes_them_are_read_quickly(log: Any) -> None:
-    run = Verification(log.origin, Keys(PUBLIC))
     lines = [line.encode() for line in log.lines(())[1:]]
     plain = [line for line in lines if b"\\\\" not in line]
-    run._topics.update(dict.fromkeys(("link/a-b", "keys", "node"), 0))
-    assert [run.quick_entry(line) for line in plain].count(True) == len(plain)
+    assert len(plain) == 187 - len([line for line in lines if b"\\\\" in line])
+    assert None not in [verifier.quick_entry(line) for line in plain]
+
+
+def test_lines_that_are_looked_at_ahead_give_the_same_verdict(log: Any) -> None:
+    """The order in which a pool of processes hands back what it has found is that of the lines."""
+    lines = [line.encode() for line in log.lines()]
+    with ThreadPoolExecutor(2) as pool:
+        assert verify(lines, log.public_key, look=pool.map) == verify(lines, log.public_key)
+        bad = [*lines[:90], lines[91], lines[90], *lines[92:]]
+        assert verify(bad, log.public_key, look=pool.map) == verify(bad, log.public_key)
+        assert not verify(bad, log.public_key).valid

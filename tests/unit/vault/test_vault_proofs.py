@@ -76,7 +76,7 @@ def test_a_receipt_of_any_entry_is_verified_offline(end: End, hashes: list[bytes
     for position in (0, 255, 256, 1024, len(hashes) - 1):
         text = end.call(ProveEntry(position=position))
         receipt = verifier.verify_receipt(text.encode(), PUBLIC)
-        assert (receipt.index, receipt.origin, receipt.witnesses) == (position, "a.audit", 0)
+        assert (receipt.entry, receipt.origin, receipt.witnesses) == (position, "a.audit", 0)
         assert leaf_hash(receipt.leaf.encode()) == hashes[position]
 
 

@@ -72,7 +72,7 @@ def test_what_the_neighbour_signs_is_exported_and_counted_offline(pair: Pair) ->
     receipt = pair.alice.call(ProveEntry(position=1))
     assert f"\n{cosigned[-1]}\n" in receipt
     assert "— b.witness " in receipt
-    assert verifier.verify_receipt(receipt.encode(), PUBLIC).index == 1
+    assert verifier.verify_receipt(receipt.encode(), PUBLIC).entry == 1
 
 
 def test_the_witness_remembers_over_a_restart_before_it_answers(pair: Pair) -> None:
