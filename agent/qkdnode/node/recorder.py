@@ -21,6 +21,7 @@ from qkdnode.errors import (
     VaultDamagedError,
     VaultError,
     VaultLockedError,
+    VaultUnansweredError,
 )
 from qkdnode.vault import requests as ask
 from qkdnode.watch.alarms import KINDS, Alarm, AlarmCode, Alarms, AlarmState, Update
@@ -31,7 +32,11 @@ DETAIL_CHARACTERS = 200
 ALARM_OF_ERROR = {
     error.code: AlarmCode.VAULT
     for error in (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError, MemoryLockError)
-} | {AuditError.code: AlarmCode.AUDIT_STOPPED, EntropyShortError.code: AlarmCode.NO_ENTROPY}
+} | {
+    AuditError.code: AlarmCode.AUDIT_STOPPED,
+    VaultUnansweredError.code: AlarmCode.AUDIT_STOPPED,
+    EntropyShortError.code: AlarmCode.NO_ENTROPY,
+}
 # What a device does seldom, and peers follow, is journalled each time; the rest only as alarms, whose rate is bounded.
 JOURNALLED = frozenset(DeviceAlarmCode) - {
     DeviceAlarmCode.DEVICE_GAP,

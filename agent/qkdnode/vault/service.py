@@ -160,6 +160,23 @@ class Vault:
         return not closing
 
 
+def takes_over(request: Request) -> bool:
+    """Whether the vault takes over key material with a request, once it is done."""
+    return type(request) in _MATERIAL
+
+
+def secrets_in(answer: Any) -> Iterator[SecretBuffer]:
+    """The key material in an answer."""
+    if isinstance(answer, SecretBuffer):
+        yield answer
+    elif isinstance(answer, msgspec.Struct):
+        for value in msgspec.structs.astuple(answer):
+            yield from secrets_in(value)
+    elif isinstance(answer, tuple | list):
+        for value in answer:
+            yield from secrets_in(value)
+
+
 def _deliver(asked: Asked, outcome: Outcome) -> None:
     if outcome.error is not None:
         asked.answer.set_exception(outcome.error)
