@@ -18,7 +18,7 @@ from qkdnode.errors import DiskFullError, VaultUnansweredError
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.world import ThreadedVault
 from qkdnode.vault.extract import LogHead
-from qkdnode.vault.requests import Alive, OpenedKeys, OpenKeys, RecordEvent, Request, Status, StoreReady
+from qkdnode.vault.requests import Alive, OpenedKeys, OpenKeys, ProvisionLink, RecordEvent, Request, Status
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.service import Vault
 
@@ -143,20 +143,22 @@ def test_keys_that_are_handed_over_late_are_wiped() -> None:
     async def ask() -> None:
         with pytest.raises(VaultUnansweredError):
             await asking.ask(OpenKeys(key_ids=(), application="app-a"))
-        slow.answers[0].set_result(OpenedKeys((), late))
+        slow.answers[0].set_result(OpenedKeys(key_ids=(), size_bits=256, material=late))
 
     asyncio.run(ask())
-    with pytest.raises(BufferError, match="released"):
+    with pytest.raises(ValueError, match="released"):
         memoryview(late)
 
 
-def test_a_batch_that_is_being_sealed_is_waited_for() -> None:
-    """Its key is the vault's as long as it works on it: who asked must not wipe it meanwhile."""
+def test_key_that_is_being_sealed_is_waited_for() -> None:
+    """It is the vault's as long as it works on it: who asked must not wipe it meanwhile."""
     slow = SlowVault()
     asking = ThreadedVault(slow, PATIENCE_S)  # type: ignore[arg-type]
 
     async def ask() -> Any:
-        answer = asyncio.ensure_future(asking.ask(StoreReady.__new__(StoreReady)))
+        with SecretBuffer(32) as key:
+            request = ProvisionLink(link="metro", peer="b", role="alice", pair=b"pair", material=key)
+        answer = asyncio.ensure_future(asking.ask(request))
         await asyncio.sleep(4 * PATIENCE_S)
         assert not answer.done()
         slow.answers[0].set_result("stored")
