@@ -1,6 +1,7 @@
 """Public identities of nodes and applications: what one side must know of the other before it listens to it."""
 
 import base64
+import hashlib
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -60,6 +61,11 @@ Identity = NodeIdentity | ApplicationIdentity
 _decoder: msgspec.json.Decoder[Identity] = msgspec.json.Decoder(Identity)
 _operator_decoder: msgspec.json.Decoder[Identity | OperatorIdentity] = msgspec.json.Decoder(Identity | OperatorIdentity)
 MAX_PUBLIC_BYTES = 4096
+
+
+def fingerprint(identity: Identity | OperatorIdentity) -> str:
+    """What names a key in the audit log: SHA-256 of the Ed25519 key, in hexadecimal."""
+    return hashlib.sha256(base64.b64decode(identity.ed25519)).hexdigest()
 
 
 def encode_public(identity: Identity | OperatorIdentity) -> bytes:

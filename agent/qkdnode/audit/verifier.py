@@ -28,7 +28,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 from collections import deque
@@ -368,7 +367,7 @@ def read_key(text: str) -> bytes:
     return key
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], look: Any = map) -> int:
     """`verifier.py FILE --key PUB`; the exit status."""
     parser = argparse.ArgumentParser(prog="verifier.py", description="Verify an audit export or a receipt offline.")
     parser.add_argument("file")
@@ -380,12 +379,9 @@ def main(arguments: list[str]) -> int:
         key, witnesses = read_key(chosen.key), [read_key(text) for text in chosen.witness]
         if key in witnesses:
             raise AuditUnreadableError("a node is no witness of its own log: give --witness its neighbour's key")
-        with open(chosen.file, "rb") as file, ProcessPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            look, verdict = partial(pool.map, chunksize=BLOCK_LINES), None
-            if chosen.receipt:
-                print(verify_receipt(file.read(MAX_LINE_BYTES + 1), key, witnesses))
-            else:
-                print(verdict := verify(read_lines(file), key, witnesses, look))
+        with open(chosen.file, "rb") as file:
+            verdict = None if chosen.receipt else verify(read_lines(file), key, witnesses, look)
+            print(verdict or verify_receipt(file.read(MAX_LINE_BYTES + 1), key, witnesses))
     except Fault as fault:
         print(f"INVALID: {fault}")
         return 1
@@ -396,4 +392,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with ProcessPoolExecutor() as pool:
+        sys.exit(main(sys.argv[1:], partial(pool.map, chunksize=BLOCK_LINES)))

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
@@ -88,13 +89,15 @@ class Desk:
         self._clock_s, self._log = clock_s, log
         self._tally = Tally(period_s)
         self._paces: dict[str, Pace] = {}
+        self._who: dict[str, Details] = {}  # of each operator, as they asked last
 
     async def serve(self, asked: Asked, uid: int) -> Done | Refused:
         """Decide, journal, do."""
         request, operator = asked.request, asked.operator
         action = ACTIONS[type(request)]
         decision = decide(operator.roles, action)
-        details: Details = {"action": action.value, "rule": decision.rule, "uid": uid}
+        who = self._who[f"operator/{operator.name}"] = _who(operator, uid)
+        details: Details = {"action": action.value, "rule": decision.rule, "uid": uid, **who}
         if not decision.allowed:
             await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
             return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
@@ -129,13 +132,13 @@ class Desk:
 
     async def unknown(self, asked: Unknown, uid: int) -> Refused:
         """A signed request that cannot be read."""
-        details: Details = {"action": "unknown", "uid": uid}
+        details: Details = {"action": "unknown", "uid": uid, **_who(asked.operator, uid)}
         await self._tell((f"operator/{asked.operator.name}", "refused", "unknown", ""), details)
         return Refused(asked.counter, RemoteProtocolError.code, "", asked.reason[:MAX_TEXT])
 
     async def turned_away(self, uid: int, code: str, reason: str) -> None:
         """A connection that ends without its caller having proven anything."""
-        details: Details = {"action": "connect", "code": code, "uid": uid}
+        details: Details = {"action": "connect", "code": code, "uid": uid, "source": f"uid {uid}"}
         if await self._tell((f"user/{uid}", "refused", "connect", code), details):
             self._log.warning("control connection refused", uid=uid, code=code, reason=reason)
 
@@ -143,7 +146,7 @@ class Desk:
         """Journal what was counted and is due."""
         for topic, requests in self._tally.due(self._clock_s(), everything=everything):
             subject, outcome, action, rule = topic
-            details: Details = {"action": action, "rule": rule, "requests": requests}
+            details: Details = {"action": action, "rule": rule, "requests": requests, **self._who.get(subject, {})}
             try:
                 await self._record(subject, outcome, details)
             except QkdnodeError:
@@ -409,6 +412,11 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
 }
+
+
+def _who(operator: Operator, uid: int) -> Details:
+    """What leaves of access tell of an operator: the kernel says which user asks, and there is no other source."""
+    return {"fingerprint": fingerprint(operator.identity), "source": f"uid {uid}"}
 
 
 def _particulars(request: Request) -> Details:

@@ -53,7 +53,7 @@ from qkdnode.vault import (
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.medium import Medium
-from qkdnode.vault.requests import OpenKey, OpenKeys, Request
+from qkdnode.vault.requests import Caller, OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.rows import read_meta
 from qkdnode.vault.sealing import Sealing, new_node_keys
@@ -61,6 +61,7 @@ from qkdnode.vault.store import Aftermath, Store
 
 IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root parameters", "root check"
 _CHECK = b"vault check"
+NOBODY = Caller()
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
@@ -220,6 +221,7 @@ class VaultCore:
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
+        self._store.caller = getattr(request, "caller", NOBODY)
         if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
             with suppress(Aftermath), self._store.only_reading():

@@ -55,7 +55,8 @@ def _export(connection: apsw.Connection, path: Path, write: Callable[[str], obje
             yield leaf.encode()
 
     statement = f"SELECT size, {COSIGNED_NOTE} FROM checkpoints ORDER BY size"
-    notes: Iterator[Any] = each_row(connection, (int, str), NOTES, statement)
+    noted: Iterator[Any] = each_row(connection, (int, str, str), NOTES, statement)
+    notes = ((size, note + lines) for size, note, lines in noted)
     for line in write_export(identity.origin, identity.public_key, leaves(), notes):
         write(line)
     return count

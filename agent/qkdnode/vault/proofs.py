@@ -42,8 +42,8 @@ def prove_entry(store: Store, request: ProveEntry) -> str:
     store.journal.write()
     if not 0 <= request.position < store.journal.size:
         raise LocalProtocolError(f"the log has {store.journal.size} entries: there is no entry {request.position}")
-    cosigned = read_rows(store.connection, (int, str), NOTES, _COSIGNED, request.position)
-    note = str(cosigned[0][1]) if cosigned else store.journal.checkpoint()
+    cosigned = read_rows(store.connection, (int, str, str), NOTES, _COSIGNED, request.position)
+    note = "".join(cosigned[0][1:]) if cosigned else store.journal.checkpoint()
     size = int(cosigned[0][0]) if cosigned else store.journal.size
     leaf, proof = prove_inclusion(store, request.position, size)
     lines = [
