@@ -17,7 +17,7 @@ from qkdnode.vault.records import Link, Segment, pack_batch
 from qkdnode.vault.store import Store
 from qkdnode.wire.events import Head
 from qkdnode.wire.messages import Delivered
-from simulation.run import FAULTS, LIT_S, OF_EVENTS, PERIOD_S, Outcome, Simulation
+from simulation.run import FAULTS, LIT_S, OF_EVENTS, OF_OPERATORS, PERIOD_S, Outcome, Simulation
 
 Handler = Callable[[Store, Any], Any]
 Plant = Callable[[], Any]  # a context manager
@@ -38,7 +38,7 @@ class Control(msgspec.Struct, frozen=True):
 
     def found(self, seeds: range) -> Outcome | None:
         """The first run that shows the bug."""
-        kept = FAULTS.keys() - OF_EVENTS.keys() if not self.faults else FAULTS.keys()
+        kept = FAULTS.keys() if self.faults else FAULTS.keys() - OF_EVENTS.keys() - OF_OPERATORS.keys()
         chosen = {name: FAULTS[name] for name in sorted(kept) if name.startswith(self.faults or "")}
         with self.plant():
             for seed in seeds:

@@ -614,6 +614,10 @@ def _compromise(simulation: Simulation, role: str) -> ask.Request:
     return Compromise(kind="link", value=LINK, reason="key-compromise", by="olga")
 
 
+OF_OPERATORS: dict[str, Callable[[Simulation], None]] = {
+    "keys are revoked": lambda s: _operator_acts(s, _revoke),
+    "the link is compromised": lambda s: _operator_acts(s, _compromise),
+}
 OF_EVENTS: dict[str, Callable[[Simulation], None]] = {
     "a subscriber is away": _away,
     "published events are lost": _deaf,
@@ -638,8 +642,7 @@ FAULTS: dict[str, Callable[[Simulation], None]] = {
     "a frame is repeated": lambda s: _on_next_frame(s, "repeat"),
     "a frame stalls": lambda s: _on_next_frame(s, "stall"),
     "a frame is altered": lambda s: _on_next_frame(s, "alter"),
-    "keys are revoked": lambda s: _operator_acts(s, _revoke),
-    "the link is compromised": lambda s: _operator_acts(s, _compromise),
+    **OF_OPERATORS,
     "no entropy": _no_entropy,
     "the clock jumps": _clock_jump,
 }

@@ -17,7 +17,8 @@ from qkdnode.wire.messages import MAX_MESSAGE_BYTES
 DOMAIN = "qkdnode.neighbour"
 UNREAD_FRAMES = 256  # then the socket is left to fill, and holds the peer back
 ROOM_WAIT_S = 0.05  # how often a full queue is tried again if nothing signals room
-LIMITS = Limits(max_message_bytes=MAX_MESSAGE_BYTES)
+# There is one neighbour, and no key is supplied until it is heard again: it is called twice a second.
+LIMITS = Limits(max_message_bytes=MAX_MESSAGE_BYTES, reconnect_max_ms=500)
 
 
 class ChannelStatistics(msgspec.Struct, kw_only=True):

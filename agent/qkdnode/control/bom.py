@@ -36,15 +36,15 @@ from qkdnode.wire.control import AlgorithmEntry, AlgorithmList, Asset
 OURS = "qkdnode"
 # Which assets are components of the bill of software; links, applications and people are not.
 TYPES = {
-    "package": ComponentType.LIBRARY,
-    "native": ComponentType.LIBRARY,
-    "crypto-module": ComponentType.LIBRARY,
+    "package": ComponentType("library"),
+    "native": ComponentType("library"),
+    "crypto-module": ComponentType("library"),
     "platform": ComponentType.PLATFORM,
     "module": ComponentType.DEVICE,
     "qrng": ComponentType.DEVICE,
 }
 EXCEPTIONS = {
-    ("platform", "SQLite"): ComponentType.LIBRARY,
+    ("platform", "SQLite"): ComponentType("library"),
     ("platform", "Linux"): ComponentType.OPERATING_SYSTEM,
 }
 DEVICES = ("module", "qrng")

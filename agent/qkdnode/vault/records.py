@@ -266,6 +266,13 @@ class Bundle(Record, frozen=True):
         """The id of one key."""
         return self.key_ids[place * ID_BYTES : (place + 1) * ID_BYTES]
 
+    def place(self, key_id: bytes) -> int | None:
+        """Where a key is, by its id."""
+        at = self.key_ids.find(key_id)
+        while at > 0 and at % ID_BYTES:
+            at = self.key_ids.find(key_id, at + 1)
+        return None if at < 0 else at // ID_BYTES
+
     def stage(self, place: int) -> Stage:
         """Where one key stands."""
         return STAGE_OF_LETTER[self.states[place]]

@@ -16,7 +16,7 @@ from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.lifecycle.policy.decision import Case, Decision
 from qkdnode.lifecycle.policy.quotas import Allowance
-from qkdnode.lifecycle.states import LETTERS, Stage
+from qkdnode.lifecycle.states import STAGE_OF_LETTER, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.erasures import Erasures
 from qkdnode.vault.journal import Journal
@@ -314,9 +314,9 @@ class Store:
             self._counts[f"{UNDER_KEK}{row.kek}"] += by
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
-        for stage, letter in LETTERS.items():
-            if count := states.count(letter):
-                self._counts[stage.value] += by * count
+        for letter in set(states):
+            if (stage := STAGE_OF_LETTER.get(letter)) is not None:
+                self._counts[stage.value] += by * states.count(letter)
         if both := delivered_both(states, far):
             self._counts[DELIVERED_BOTH] += by * both
 
