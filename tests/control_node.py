@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgspec
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 
 from qkdnode.access.approvals import approve, encode_approval
 from qkdnode.access.rules import Role
@@ -63,8 +63,6 @@ OPERATORS = {
     "anna": Role.AUDITOR,
     "max": Role.MAINTAINER,
 }
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 NOW_NS = 1_770_000_000_000_000_000
 BITS = 40_000
 
@@ -488,8 +486,7 @@ def _stocked_vault(directory: Path) -> Vault:
         root=CredentialFile("credential", directory),
         node="alice",
         draw_into=draw_into,
-        sign=SIGNING.sign,
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=lambda: NOW_NS,
         create=True,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 
 from qkdnode.audit import events
 from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint
@@ -12,8 +12,6 @@ from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.errors import VaultError
 from qkdnode.vault.requests import CheckpointsAfter, LeavesAfter, LogHead, LogState
 
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
 SECOND_NS = 10**9
 
@@ -54,7 +52,7 @@ class MemoryLog:
         size = len(self.leaves)
         if size > (self.notes[-1][1] if self.notes else 0):
             checkpoint = Checkpoint("a.audit", size, self._frontier.root())
-            self.notes.append((len(self.notes) + 1, size, sign_checkpoint(checkpoint, PUBLIC, SIGNING.sign)))
+            self.notes.append((len(self.notes) + 1, size, sign_checkpoint(checkpoint, SIGNING)))
 
     def state(self) -> LogState:
         """What LogHead answers."""

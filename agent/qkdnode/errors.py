@@ -136,6 +136,12 @@ class DiskFullError(VaultError):
     code = "DISK_FULL"
 
 
+class VaultUnansweredError(VaultError):
+    """The vault has not answered in time: its disk hangs. What it says of the request is in the message."""
+
+    code = "VAULT_UNANSWERED"
+
+
 class VaultEntropyError(VaultError, NoEntropyError):
     """The vault cannot seal for want of random numbers; nothing was changed."""
 

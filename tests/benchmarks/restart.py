@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import time
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ def opened(site: Site, node: str) -> Vault:
         root=CredentialFile(CREDENTIAL, site.directory),
         node=node,
         draw_into=draw_into,
-        sign=identity.sign,
-        public_key=b64decode(identity.public.ed25519),
+        signer=identity,
         clock_ns=time.time_ns,
         create=True,
     )

@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import time
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,7 @@ def put_in_stock(site: Site, keys: int, credit: int) -> None:
             root=PassphraseFile(site.passphrase(node)),
             node=node,
             draw_into=Random().draw_into,
-            sign=identity.sign,
-            public_key=b64decode(identity.public.ed25519),
+            signer=identity,
             clock_ns=time.time_ns,
             create=True,
         ) as vault:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from uuid import UUID
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "vault"))
 
 from vaults import LINK, Pair

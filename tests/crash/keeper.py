@@ -5,7 +5,6 @@ The known keys come through a pipe straight into locked memory, so that whatever
 """
 
 import asyncio
-import base64
 import os
 import socket
 import sys
@@ -69,8 +68,7 @@ class Keeper:
             root=CredentialFile("credential", directory),
             node=NODE,
             draw_into=draw_into,
-            sign=self._identity.sign,
-            public_key=base64.b64decode(self._identity.public.ed25519),
+            signer=self._identity,
             clock_ns=time.time_ns,
             create=not (place / "vault.db").exists(),
         )

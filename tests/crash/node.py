@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 
 from crash import controls
 from crash.interposer import Fault, Interposer
@@ -50,8 +50,6 @@ LINK = "metro"
 NODES = {ALICE: "a", BOB: "b"}
 PAIRS = (Association("payroll", "ledger", LINK), Association("mail", "post", LINK))  # as Alice sees them
 STRANGERS = Association("stray", "nobody", LINK)  # known at Alice's alone: Bob refuses
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
 BITS, REFILL, PADS = 12_000, 1024, 256
 MAX_FRAME = 64 * 1024
@@ -111,8 +109,7 @@ def open_vault(role: str, directory: Path, life: int, *, create: bool, disk: Dis
         root=CredentialFile("credential", directory.parent),
         node=NODES[role],
         draw_into=draw_into,
-        sign=SIGNING.sign,
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=clock_ns,
         create=create,
         disk=disk,

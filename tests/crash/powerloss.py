@@ -17,11 +17,12 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from signing import PUBLIC
 
 from crash import interposer
 from crash.controls import CONTROLS, POWER_LOSS, Control
 from crash.interposer import Operation, operations
-from crash.node import LINK, NODES, PUBLIC, SmallLog, applications, ask_core, open_vault, picture
+from crash.node import LINK, NODES, SmallLog, applications, ask_core, open_vault, picture
 from crash.nursery import Nursery
 from crash.sweep import Found
 from crash.trial import MEMORY, End, Trial

@@ -13,9 +13,10 @@ from typing import Any
 
 import apsw
 import msgspec
+from signing import PUBLIC
 
 from crash.interposer import FULL, Fault
-from crash.node import LINK, NODES, PAIRS, PUBLIC, Orders, applications
+from crash.node import LINK, NODES, PAIRS, Orders, applications
 from crash.nursery import Child, Nursery
 from qkdnode.audit.verifier import read_lines, verify
 from qkdnode.ids import ALICE, BOB, ROLES, other_role

@@ -1,6 +1,7 @@
 """The audit log: leaves, checkpoints, the export and its reader, and the verifier that strangers run."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import random
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import OTHER, PUBLIC, SIGNING
 
 from fuzz.engine import Violation
 from fuzz.mutation import as_bytes, as_json, as_json_lines, moved
@@ -20,8 +21,6 @@ from qkdnode.audit.merkle import Frontier, inclusion_holds, inclusion_proof, lea
 from qkdnode.errors import AuditError
 
 ORIGIN = "node-a.audit"
-PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = PRIVATE.public_key().public_bytes_raw()
 KINDS: tuple[type[events.Event], ...] = (
     events.KeyEvent,
     events.LinkEvent,
@@ -67,12 +66,12 @@ def take_leaf(leaf: bytes) -> Iterable[Hashable]:
 
 def note_of(leaves: tuple[bytes, ...], time_ns: int | None = 5) -> str:
     root = Frontier(leaf_hash(leaf) for leaf in leaves).root()
-    return checkpoint.sign_checkpoint(checkpoint.Checkpoint(ORIGIN, len(leaves), root, time_ns), PUBLIC, PRIVATE.sign)
+    return checkpoint.sign_checkpoint(checkpoint.Checkpoint(ORIGIN, len(leaves), root, time_ns), SIGNING)
 
 
 def note_seeds() -> list[bytes]:
     note = note_of(_leaves())
-    witness = "— witness " + base64.b64encode(bytes(68)).decode() + "\n"
+    witness = checkpoint.cosign("node-b.witness", 7, checkpoint.parse(note).checkpoint, OTHER)
     return [note.encode(), note_of(_leaves(), None).encode(), (note + witness).encode(), note_of(()).encode()]
 
 
@@ -113,18 +112,22 @@ def _other_spelling(base64_text: bytes) -> bytes:
 
 
 def signed_anew(note: bytes) -> bytes:
-    """The note with the true signature of its body."""
+    """The note with the true signatures of its body."""
     body, gap, _ = note.partition(b"\n\n")
     if not gap:
         return note
     body += b"\n"
     origin = body.split(b"\n")[0].decode("utf-8", "replace")
-    blob = base64.b64encode(checkpoint.key_id(origin, PUBLIC) + PRIVATE.sign(body)).decode()
-    return body + b"\n" + f"— {origin} {blob}\n".encode()
+    blob = base64.b64encode(checkpoint.key_id(origin, PUBLIC[:32]) + SIGNING.sign(body)).decode()
+    line = "— x AAAAAAAA\n"
+    with contextlib.suppress(AuditError, ValueError):
+        parts = checkpoint.parse(f"{body.decode('utf-8', 'replace')}\n— x AAAAAAAA\n").checkpoint
+        line = checkpoint.cosign(origin, (parts.time_ns or 0) // 10**9, parts, SIGNING)
+    return body + b"\n" + f"— {origin} {blob}\n{line}".encode()
 
 
 def take_note(data: bytes) -> Iterable[Hashable]:
-    """A note that parses is the one spelling of its checkpoint, and verifies only under a signature of its body."""
+    """A note that parses is the one spelling of its checkpoint, and verifies only under both signatures of it."""
     text = data.decode("utf-8", "replace")
     note = checkpoint.parse(text)
     parts = note.checkpoint
@@ -134,10 +137,10 @@ def take_note(data: bytes) -> Iterable[Hashable]:
     if note.body + "\n" + "".join(lines) != text:
         raise Violation("a note parses to other signatures than it holds")
     verified = checkpoint.verify(text, PUBLIC)
-    PRIVATE.public_key().verify(
-        next(s.signature for s in note.signatures if s.key_id == checkpoint.key_id(parts.origin, PUBLIC)),
-        note.body.encode(),
-    )
+    ed25519, mldsa44 = note.signatures[:2]
+    SIGNING.ed25519.public_key().verify(ed25519.signature, note.body.encode())
+    message = checkpoint.cosigned_message(parts.origin, int.from_bytes(mldsa44.signature[:8]), parts)
+    SIGNING.mldsa44.public_key().verify(mldsa44.signature[8:], message)
     return (verified.time_ns is None, len(note.signatures))
 
 

@@ -17,7 +17,8 @@ from zmq.utils import z85
 from fuzz.engine import Violation
 from fuzz.mutation import as_bytes
 from qkdnode.access.allowlist import AllowList
-from qkdnode.access.identities import decode_public, encode_public
+from qkdnode.access.identities import NodeIdentity, decode_public, encode_public
+from qkdnode.audit.checkpoint import LOG_KEY_BYTES
 from qkdnode.channel.identity import OwnIdentity, _assemble, load_identity, signature_is_valid
 from qkdnode.cli.audit import public_key
 from qkdnode.config import load_config
@@ -96,7 +97,8 @@ _SECRETS = re.compile(rb'(?<=_secret":")[^"]{36,}')
 def identity_of(kind: Any, name: str) -> OwnIdentity:
     """The same keys at every run."""
     secret = z85.encode(hashlib.sha256(name.encode()).digest())
-    return _assemble(kind, name, SecretBuffer.copy_of(secret), SecretBuffer.copy_of(bytes(range(32))))
+    mldsa44 = SecretBuffer.copy_of(bytes(range(1, 33))) if kind == "node" else None
+    return _assemble(kind, name, SecretBuffer.copy_of(secret), SecretBuffer.copy_of(bytes(range(32))), mldsa44)
 
 
 @cache
@@ -151,6 +153,8 @@ def take_public(data: bytes) -> Iterable[Hashable]:
         raise Violation("a CURVE key in another than its one spelling")
     if base64.b64encode(base64.b64decode(identity.ed25519)).decode() != identity.ed25519:
         raise Violation("an Ed25519 key in another than its one spelling")
+    if isinstance(identity, NodeIdentity) and base64.b64encode(identity.log_key[32:]).decode() != identity.mldsa44:
+        raise Violation("an ML-DSA-44 key in another than its one spelling")
     if decode_public(encode_public(identity), "x.public") != identity:
         raise Violation("a public identity is not what it encodes to")
     signature_is_valid(identity, bytes(64), b"text")
@@ -166,7 +170,7 @@ def take_public(data: bytes) -> Iterable[Hashable]:
 
 
 def key_seeds() -> list[bytes]:
-    return [base64.b64encode(bytes(range(32))), *(b"@" + data for data in _public_files())]
+    return [base64.b64encode(bytes(range(256)) * 5 + bytes(64)), b"@" + _public_files()[0]]
 
 
 def take_key_argument(data: bytes) -> Iterable[Hashable]:
@@ -175,7 +179,7 @@ def take_key_argument(data: bytes) -> Iterable[Hashable]:
         text = str(_written("x.public", data[1:]))
     else:
         text = data.decode("utf-8", "replace").replace("\0", "")
-    if len(public_key(text)) != 32:
+    if len(public_key(text)) != LOG_KEY_BYTES:
         raise Violation("a key of another length")
     return (data[:1] == b"@",)
 

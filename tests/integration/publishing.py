@@ -1,7 +1,6 @@
 """A node's vault and its publishing of events in this process, with identities on disk, for tests that subscribe."""
 
 import asyncio
-import base64
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -85,8 +84,7 @@ class Publishing:
             root=CredentialFile("credential", self.directory),
             node="a",
             draw_into=draw_into,
-            sign=self.identity.sign,
-            public_key=load_public_key(self.identity),
+            signer=self.identity,
             clock_ns=time.time_ns,
             create=not path.exists(),
         )
@@ -157,8 +155,8 @@ class Publishing:
 
 
 def load_public_key(identity: OwnIdentity) -> bytes:
-    """The Ed25519 key that verifies."""
-    return base64.b64decode(identity.public.ed25519)
+    """What verifies its log."""
+    return identity.log_key
 
 
 def draw_into(buffer: SecretBuffer) -> None:

@@ -556,6 +556,6 @@ def test_what_the_client_cannot_ask_for_is_an_error_that_names_it(
     tmp_path: Path, topics: list[str], after: int | None, words: str
 ) -> None:
     node = Publishing(tmp_path)
-    assert len(load_public_key(node.identity)) == 32
+    assert len(load_public_key(node.identity)) == 1344
     with pytest.raises(ConfigError, match=words):
         node.subscriber("app-a", topics, after=after)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import apsw
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 from virtual_disk import VirtualDisk
 
 from qkdnode.errors import QkdnodeError
@@ -41,7 +41,6 @@ LINK, BATCH, BITS = "metro", BatchId(1, 1), 4096 + 512
 NODES = {ALICE: "a", BOB: "b"}
 HERE = Association("payroll", "ledger", LINK)
 KEY = UUID(bytes=bytes(range(16)), version=4)
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PATH = Path("/vault.db")
 USED_UP = frozenset(stage for stage in Stage if stage not in (Stage.ALLOCATED, Stage.READY, Stage.QUARANTINED))
 OUT_OF_USE = USED_UP - {Stage.DELIVERED}
@@ -141,8 +140,7 @@ class End:
             root=self._root,
             node=NODES[self.role],
             draw_into=self._draw_into,
-            sign=SIGNING.sign,
-            public_key=SIGNING.public_key().public_bytes_raw(),
+            signer=SIGNING,
             clock_ns=self._clock_ns,
             create=create,
             disk=disk,

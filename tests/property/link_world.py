@@ -23,8 +23,8 @@ import apsw
 import msgspec
 import numpy as np
 from approving import application_of, policy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from link_rules import Rules
+from signing import PUBLIC, SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.distill import effects as fx
@@ -47,8 +47,6 @@ ASSOCIATIONS = {role: Association(APPLICATIONS[role], APPLICATIONS[other_role(ro
 KEY_BITS = 256
 CREDIT = 6
 START_NS = 1_700_000_000_000_000_000
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 
 # A strong, short link with a loose epsilon: the smallest Batch with key is four Windows, a few milliseconds of work.
 PARAMETERS = Parameters(
@@ -111,8 +109,7 @@ def open_vault(directory: Path, role: str, draws: random.Random, *, create: bool
         root=CredentialFile("credential", directory),
         node=NODES[role],
         draw_into=draw_into,
-        sign=SIGNING.sign,
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=lambda: START_NS,
         create=create,
     )
@@ -231,6 +228,7 @@ class Life:
                 log=Log(),
             ),
             software="test",
+            peer_log_key=PUBLIC,
         )
 
     @property

@@ -3,9 +3,9 @@
 import functools
 import io
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signing import PUBLIC, SIGNING
 
 from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint
 from qkdnode.audit.events import LinkEvent, encode
@@ -13,9 +13,6 @@ from qkdnode.audit.export import write_export
 from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.audit.verifier import read_lines, verify
 from qkdnode.errors import AuditUnreadableError
-
-PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = PRIVATE.public_key().public_bytes_raw()
 
 
 @functools.cache
@@ -32,7 +29,7 @@ def export() -> bytes:
     notes = []
     for size in (2, 3):
         root = Frontier(map(leaf_hash, leaves[:size])).root()
-        notes.append((size, sign_checkpoint(Checkpoint("a.audit", size, root, size), PUBLIC, PRIVATE.sign)))
+        notes.append((size, sign_checkpoint(Checkpoint("a.audit", size, root, size), SIGNING)))
     return "".join(write_export("a.audit", PUBLIC, leaves, notes)).encode()
 
 

@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from event_log import PUBLIC, START_NS, MemoryLog, finish
+from event_log import START_NS, MemoryLog, finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signing import PUBLIC
 
 from qkdnode.access.topics import TopicRules, any_covers
 from qkdnode.client.order import EventOrder, Failure, Item, Occurrence, Outcome, SignedCheckpoint, Transmit

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from approving import PEOPLE, application_of, approvals, policy
+from signing import SIGNING
 from virtual_disk import LOSSES, PowerLossError, VirtualDisk
 
 from qkdnode.access import approvals as checking
@@ -23,7 +24,6 @@ from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, EventsAfter, Requ
 from qkdnode.vault.root import CredentialFile
 
 PATH = Path("virtual/vault.db")
-PUBLIC = bytes(32)
 NODE, NOW_NS = "a", 10**9
 DOCUMENTS = [policy(f"lifetime_s = {i}") for i in range(1, 6)]
 STEPS = 40
@@ -42,8 +42,7 @@ def opened(disk: VirtualDisk, credential: Path, *, create: bool = False) -> Vaul
         root=CredentialFile(credential.name, credential.parent),
         node=NODE,
         draw_into=fill,
-        sign=lambda _: bytes(64),
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=lambda: NOW_NS,
         create=create,
         disk=disk,

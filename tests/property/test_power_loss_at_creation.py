@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from signing import SIGNING
 from virtual_disk import LOSSES, PowerLossError, VirtualDisk
 
 from qkdnode.audit.events import NodeEvent
@@ -15,7 +16,6 @@ from qkdnode.vault.requests import RecordEvents, Status
 from qkdnode.vault.root import CredentialFile
 
 PATH = Path("virtual/vault.db")
-PUBLIC = bytes(32)
 STEPS, EVENTS = 5, 20
 
 
@@ -42,8 +42,7 @@ def opened(disk: VirtualDisk, credential: Path, *, create: bool) -> VaultCore:
         root=CredentialFile(credential.name, credential.parent),
         node="a",
         draw_into=fill,
-        sign=lambda _: bytes(64),
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=lambda: 1,
         create=create,
         disk=disk,

@@ -13,9 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import hypothesis.strategies as st
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from signing import SIGNING
 
 from qkdnode.errors import OutOfStockError, PoolExhaustedError
 from qkdnode.ids import ALICE, BOB, Association, BatchId, KeyId, other_role
@@ -65,7 +65,6 @@ from qkdnode.wire.messages import (
 LINK = "metro"
 NODES = {ALICE: "a", BOB: "b"}
 PAIRS = (Association("payroll", "ledger", LINK), Association("mail", "post", LINK))
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BITS, REFILL = 12_000, 1024
 MEMORY = Path("/dev/shm")  # a kill is modelled, not a power loss: the disk would only cost time
 ROLES = st.sampled_from((ALICE, BOB))
@@ -112,8 +111,7 @@ class Ends(RuleBasedStateMachine):
             root=CredentialFile("credential", self.root),
             node=NODES[role],
             draw_into=self.draw_into,
-            sign=SIGNING.sign,
-            public_key=SIGNING.public_key().public_bytes_raw(),
+            signer=SIGNING,
             clock_ns=self.clock_ns,
             create=create,
         )

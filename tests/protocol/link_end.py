@@ -4,6 +4,7 @@ from typing import Any
 
 import structlog
 from session_pair import NAMES, PARAMETERS, SessionEnd
+from signing import PUBLIC
 
 from qkdnode.distill.settings import Settings
 from qkdnode.ids import ALICE, BOB, BatchId
@@ -44,6 +45,7 @@ class LinkEnd:
                 log=structlog.get_logger().bind(),
             ),
             software="test",
+            peer_log_key=PUBLIC,
         )
         self.link.pool, self.link.session = end.pool, end.session
         end.pool.grant(end.reserve(16))

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from event_log import PUBLIC, START_NS, MemoryLog, finish
+from event_log import START_NS, MemoryLog, finish
+from signing import PUBLIC
 
 from qkdnode.access.topics import TopicRules
 from qkdnode.client import order as machine

@@ -211,6 +211,7 @@ class Publisher:
         self.life = present()
         self.endpoint, self.public = endpoint, keys.public
         self.admit, self.refused, self._wanted = admit, refused, wanted
+        self.sources: dict[str, str] = {}
         self.pump = Pump(self.life)
         self._network: Network = self.life.network  # type: ignore[attr-defined]
         self._granted: dict[Connection, tuple[bytes, ...]] = {}

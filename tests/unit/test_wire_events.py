@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from qkdnode.access.topics import covers
-from qkdnode.audit.checkpoint import MAX_NOTE_CHARACTERS
+from qkdnode.audit.checkpoint import MAX_OWN_CHARACTERS
 from qkdnode.audit.events import MAX_LEAF_BYTES
 from qkdnode.errors import RemoteProtocolError
 from qkdnode.wire import events as wire
@@ -27,7 +27,7 @@ PATTERNS = (*TOPICS, "*", "link.*", "link.a.*", "l.*")
 
 
 def test_the_limits_are_those_of_the_log() -> None:
-    assert (wire.MAX_LEAF_BYTES, wire.MAX_NOTE_CHARACTERS) == (MAX_LEAF_BYTES, MAX_NOTE_CHARACTERS)
+    assert (wire.MAX_LEAF_BYTES, wire.MAX_NOTE_CHARACTERS) == (MAX_LEAF_BYTES, MAX_OWN_CHARACTERS)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

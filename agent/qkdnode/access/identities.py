@@ -1,5 +1,7 @@
 """Public identities of nodes and applications: what one side must know of the other before it listens to it."""
 
+import base64
+import hashlib
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -15,6 +17,7 @@ Decoded = TypeVar("Decoded")
 CurveText = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 Ed25519Text = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z+/]{42}[AEIMQUYcgkosw048]=\Z")]
+Mldsa44Text = Annotated[str, Meta(pattern=r"^[0-9a-zA-Z+/]{1749}[AQgw]==\Z")]  # 1312 bytes
 
 
 class PublicIdentity(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -31,7 +34,14 @@ class PublicIdentity(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
 
 
 class NodeIdentity(PublicIdentity, frozen=True, kw_only=True, tag="node"):
-    """A trusted node."""
+    """A trusted node. With its Ed25519 key the one of ML-DSA-44 signs its audit log, and that of its neighbours."""
+
+    mldsa44: Mldsa44Text
+
+    @property
+    def log_key(self) -> bytes:
+        """What verifies its checkpoints: the Ed25519 key, then the one of ML-DSA-44."""
+        return base64.b64decode(self.ed25519) + base64.b64decode(self.mldsa44)
 
 
 class ApplicationIdentity(PublicIdentity, frozen=True, kw_only=True, tag="application"):
@@ -51,6 +61,11 @@ Identity = NodeIdentity | ApplicationIdentity
 _decoder: msgspec.json.Decoder[Identity] = msgspec.json.Decoder(Identity)
 _operator_decoder: msgspec.json.Decoder[Identity | OperatorIdentity] = msgspec.json.Decoder(Identity | OperatorIdentity)
 MAX_PUBLIC_BYTES = 4096
+
+
+def fingerprint(identity: Identity | OperatorIdentity) -> str:
+    """What names a key in the audit log: SHA-256 of the Ed25519 key, in hexadecimal."""
+    return hashlib.sha256(base64.b64decode(identity.ed25519)).hexdigest()
 
 
 def encode_public(identity: Identity | OperatorIdentity) -> bytes:

@@ -8,10 +8,14 @@ Positions count from 0. A proof is a tuple of 32-byte hashes in the order of the
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 HASH_BYTES = 32
 MAX_LEAVES = (1 << 63) - 1
 EMPTY_ROOT = hashlib.sha256(b"").digest()
+KEPT_LEVEL = 8  # who keeps the log keeps hashes of complete subtrees of 256 leaves and more
+Span: TypeAlias = tuple[int, int]  # leaves from the first to before the second
+Subtree: TypeAlias = tuple[int, int, bytes]  # level, number among those of its level, hash
 _SIZE = struct.Struct(">Q")
 
 
@@ -49,27 +53,25 @@ class Frontier:
         """The complete subtrees, largest (leftmost) first."""
         return tuple(self._hashes)
 
-    def append(self, item: bytes) -> int:
-        """Add a leaf by its hash; its position."""
+    def append(self, item: bytes, kept: list["Subtree"] | None = None) -> int:
+        """Add a leaf by its hash; its position. Subtrees of KEPT_LEVEL and above that it completes go to `kept`."""
         if len(item) != HASH_BYTES:
             raise ValueError(f"a leaf hash has {HASH_BYTES} bytes, not {len(item)}")
         position = self._size
-        merged = position
+        merged, level = position, 0
         while merged & 1:
             item = node_hash(self._hashes.pop(), item)
             merged >>= 1
+            level += 1
+            if level >= KEPT_LEVEL and kept is not None:
+                kept.append((level, merged, item))
         self._hashes.append(item)
         self._size = position + 1
         return position
 
     def root(self) -> bytes:
         """The root over all leaves so far."""
-        if not self._hashes:
-            return EMPTY_ROOT
-        root = self._hashes[-1]
-        for left in reversed(self._hashes[:-1]):
-            root = node_hash(left, root)
-        return root
+        return root_over(self._hashes)
 
     def copy(self) -> "Frontier":
         """An independent frontier of the same tree."""
@@ -100,45 +102,78 @@ def root_of(leaf_hashes: Sequence[bytes]) -> bytes:
     return Frontier(leaf_hashes).root()
 
 
-def inclusion_proof(leaf_hashes: Sequence[bytes], position: int) -> tuple[bytes, ...]:
-    """That the leaf at `position` is in the tree over `leaf_hashes` (RFC 9162 section 2.1.3.1)."""
-    if not 0 <= position < len(leaf_hashes):
-        raise ValueError(f"no leaf {position} in a tree of {len(leaf_hashes)}")
+def inclusion_path(position: int, size: int) -> tuple[Span, ...]:
+    """The subtrees whose hashes prove the leaf at `position` in a tree of `size` leaves (RFC 9162 section 2.1.3.1)."""
+    if not 0 <= position < size:
+        raise ValueError(f"no leaf {position} in a tree of {size}")
     path = []
-    start, end = 0, len(leaf_hashes)
+    start, end = 0, size
     while end - start > 1:
         middle = start + _split(end - start)
         if position < middle:
-            path.append(root_of(leaf_hashes[middle:end]))
+            path.append((middle, end))
             end = middle
         else:
-            path.append(root_of(leaf_hashes[start:middle]))
+            path.append((start, middle))
             start = middle
     return tuple(reversed(path))
 
 
-def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> tuple[bytes, ...]:
-    """That the tree over the first `old_size` leaves is a prefix of the whole one (RFC 9162 section 2.1.4.1).
+def consistency_path(old_size: int, size: int) -> tuple[Span, ...]:
+    """The subtrees whose hashes prove the first `old_size` of `size` leaves a prefix (RFC 9162 section 2.1.4.1).
 
     Empty for an empty or an equal old tree.
     """
-    if not 0 <= old_size <= len(leaf_hashes):
-        raise ValueError(f"a tree of {old_size} leaves is no prefix of one of {len(leaf_hashes)}")
-    if old_size in (0, len(leaf_hashes)):
+    if not 0 <= old_size <= size:
+        raise ValueError(f"a tree of {old_size} leaves is no prefix of one of {size}")
+    if old_size in (0, size):
         return ()
     path = []
-    start, end = 0, len(leaf_hashes)
+    start, end = 0, size
     while end != old_size:
         middle = start + _split(end - start)
         if old_size <= middle:
-            path.append(root_of(leaf_hashes[middle:end]))
+            path.append((middle, end))
             end = middle
         else:
-            path.append(root_of(leaf_hashes[start:middle]))
+            path.append((start, middle))
             start = middle
     if start:
-        path.append(root_of(leaf_hashes[start:end]))
+        path.append((start, end))
     return tuple(reversed(path))
+
+
+def complete_subtrees(start: int, end: int) -> tuple[Span, ...]:
+    """The complete subtrees, largest first, that the subtree over leaves `start` to `end` is made of.
+
+    `start` is a multiple of the largest of them, as it is of every span of a path, and of a whole tree.
+    """
+    parts = []
+    while start < end:
+        width = 1 << (end - start).bit_length() - 1
+        parts.append((start, start + width))
+        start += width
+    return tuple(parts)
+
+
+def root_over(subtrees: Sequence[bytes]) -> bytes:
+    """The root over complete subtrees, largest first."""
+    if not subtrees:
+        return EMPTY_ROOT
+    root = subtrees[-1]
+    for left in reversed(subtrees[:-1]):
+        root = node_hash(left, root)
+    return root
+
+
+def inclusion_proof(leaf_hashes: Sequence[bytes], position: int) -> tuple[bytes, ...]:
+    """That the leaf at `position` is in the tree over `leaf_hashes`."""
+    return tuple(root_of(leaf_hashes[start:end]) for start, end in inclusion_path(position, len(leaf_hashes)))
+
+
+def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> tuple[bytes, ...]:
+    """That the tree over the first `old_size` leaves is a prefix of the whole one."""
+    return tuple(root_of(leaf_hashes[start:end]) for start, end in consistency_path(old_size, len(leaf_hashes)))
 
 
 def inclusion_holds(leaf: bytes, position: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:

@@ -15,7 +15,8 @@ A receipt is one JSON object in UTF-8, compact, names sorted, one line:
     limits       what the receipt cannot prove, in the words below
 
 What is checked:
- 1. the checkpoint carries one Ed25519 signature of the given key, under the name of the log;
+ 1. the checkpoint begins with two signatures of the given key, both good: Ed25519 over its text, and ML-DSA-44 over its
+    origin, size, root and time;
  2. both entries are in the tree that it signs;
  3. the first one names the key, among those whose ciphertext and data key a step of theirs has deleted;
  4. the second one, if there is one, is about deletions told of at that position, and found nothing of them.
@@ -34,6 +35,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 
 try:
     from qkdnode.errors import AuditUnreadableError  # pyright: ignore[reportAssignmentType]
@@ -45,6 +47,7 @@ except ImportError:  # the file was copied out of its package
 
 FORMAT = "qkdnode-destruction-receipt/1"
 MAX_BYTES = 256 * 1024
+KEY_BYTES = 32 + 1312  # Ed25519, ML-DSA-44
 MAX_PROOF = 63
 METHOD = "crypto-erase"
 LIMITS = (
@@ -60,9 +63,11 @@ FIELDS = {
 }  # fmt: skip
 ENTRY = {"leaf": str, "position": int, "proof": list}
 NOTE = re.compile(
-    r"(?P<body>(?P<origin>[^\n]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n(?:[^\n]+\n)*)"
-    r"\n(?P<signatures>(?:\u2014 [^ \n]+ [A-Za-z0-9+/]+={0,2}\n)+)"
+    r"(?P<body>(?P<origin>[!-~]{1,128})\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n"
+    r"(?:time_ns (?P<time_ns>[0-9]{1,19})\n)?)"
+    r"\n(?P<signatures>(?:\u2014 [!-~]{1,128} [A-Za-z0-9+/]+={0,2}\n){2,32})"
 )
+SIGNATURE = re.compile(r"\u2014 (.+) (.+)\n")
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -118,7 +123,7 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 def verify(data: bytes, public_key: bytes) -> Verdict:
-    """Verify a receipt; `public_key` is the 32 bytes known from elsewhere. AuditUnreadableError if it is none."""
+    """Verify a receipt; `public_key` is known from elsewhere. AuditUnreadableError if it is none."""
     receipt = read(data)
     try:
         return _verified(receipt, public_key)
@@ -154,21 +159,29 @@ def _verified(receipt: dict[str, Any], public_key: bytes) -> Verdict:
 
 
 def _signed(note: str, public_key: bytes) -> tuple[int, bytes]:
+    """Size and root of a note that begins with both signatures of the key, as docs/protocol.md has it."""
     match = NOTE.fullmatch(note)
-    if match is None:
+    root = None if match is None else _base64(match["root"])
+    if match is None or root is None:
         raise Fault("the checkpoint is not a signed note")
-    origin, root = match["origin"], _base64(match["root"])
-    key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public_key).digest()[:4]
-    lines = [line.split(" ")[1:] for line in match["signatures"].splitlines()]
-    blobs = [_base64(blob) for name, blob in lines if name == origin]
-    ours = [blob for blob in blobs if blob is not None and blob[:4] == key_id and len(blob) == 68]
-    if len(ours) != 1 or root is None:
-        raise Fault(f"the checkpoint carries {len(ours)} signatures of the given key, not one")
+    origin, size = match["origin"], int(match["size"])
+    lines = [(name, _base64(text) or b"") for name, text in SIGNATURE.findall(match["signatures"])]
+    prefix, keys = origin.encode() + b"\n", (b"\x01" + public_key[:32], b"\x06" + public_key[32:])
+    wanted = [(origin, hashlib.sha256(prefix + key).digest()[:4]) for key in keys]
+    ids = [(name, blob[:4]) for name, blob in lines]
+    if ids[:2] != wanted or any(its in wanted for its in ids[2:]):
+        raise Fault("the checkpoint is signed with another key, or not once with both keys of the node")
+    (_, ed25519), (_, mldsa44) = lines[:2]
+    name = b"%c%b" % (len(origin), origin.encode())
+    tree = b"".join((b"subtree/v1\n\0", name, mldsa44[4:12], name, bytes(8), size.to_bytes(8), root))
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(ours[0][4:], match["body"].encode())
+        Ed25519PublicKey.from_public_bytes(public_key[:32]).verify(ed25519[4:], match["body"].encode())
+        MLDSA44PublicKey.from_public_bytes(public_key[32:]).verify(mldsa44[12:], tree)
     except InvalidSignature:
-        raise Fault("the signature of the checkpoint does not verify") from None
-    return int(match["size"]), root
+        raise Fault("a signature of the checkpoint does not verify") from None
+    if int.from_bytes(mldsa44[4:12]) != int(match["time_ns"] or 0) // 10**9:
+        raise Fault("the two signatures of the checkpoint are of different times")
+    return size, root
 
 
 def _included(entry: dict[str, Any], size: int, root: bytes) -> dict[str, Any]:
@@ -251,8 +264,8 @@ def main(arguments: list[str]) -> int:
         print("usage: receipt.py RECEIPT PUBLIC_KEY(base64)", file=sys.stderr)
         return 2
     public_key = _base64(arguments[1])
-    if public_key is None or len(public_key) != 32:
-        print("the public key must be 32 bytes in base64", file=sys.stderr)
+    if public_key is None or len(public_key) != KEY_BYTES:
+        print(f"the public key must be {KEY_BYTES} bytes in base64", file=sys.stderr)
         return 2
     try:
         with open(arguments[0], "rb") as file:

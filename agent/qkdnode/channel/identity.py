@@ -10,6 +10,7 @@ from typing import Literal, Self
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from qkdnode.access.identities import (
     ApplicationIdentity,
@@ -25,28 +26,37 @@ from qkdnode.errors import ConfigError
 from qkdnode.native.secret import SecretBuffer, wipe
 
 MAX_FILE_BYTES = 4096
-PUBLIC_OF_KIND: dict[str, type[NodeIdentity] | type[ApplicationIdentity]] = {
-    "node": NodeIdentity,
-    "application": ApplicationIdentity,
-}
+SEED_BYTES = 32
 
 
-class SecretFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SecretFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The contents of NAME.identity."""
 
     kind: Literal["node", "application"]
     name: Name
     curve_secret: CurveText
     ed25519_secret: Ed25519Text
+    mldsa44_secret: Ed25519Text | None = None  # a seed of 32 bytes as well; nodes have one
+
+    def __post_init__(self) -> None:
+        if (self.kind == "node") is not (self.mldsa44_secret is not None):
+            raise ValueError("a node, and nobody else, has a secret of ML-DSA-44")
 
 
 class OwnIdentity:
     """A node's or an application's own name and keys; the secret halves are in locked memory until `release`."""
 
-    def __init__(self, public: Identity, curve_secret: SecretBuffer, signing_seed: SecretBuffer) -> None:
+    def __init__(
+        self,
+        public: Identity,
+        curve_secret: SecretBuffer,
+        signing_seed: SecretBuffer,
+        mldsa44_seed: SecretBuffer | None = None,
+    ) -> None:
         self.public = public
         self._curve_secret = curve_secret
         self._signing_seed = signing_seed
+        self._mldsa44_seed = mldsa44_seed
 
     @property
     def name(self) -> str:
@@ -62,6 +72,17 @@ class OwnIdentity:
         """An Ed25519 signature; the library's copy of the key lives for this call."""
         return Ed25519PrivateKey.from_private_bytes(memoryview(self._signing_seed)).sign(message)
 
+    @property
+    def log_key(self) -> bytes:
+        """What verifies the log that this node signs."""
+        assert isinstance(self.public, NodeIdentity)
+        return self.public.log_key
+
+    def sign_mldsa44(self, message: bytes) -> bytes:
+        """A node's signature by ML-DSA-44; the library leaves copies of its seed on the heap (docs/security.md)."""
+        assert self._mldsa44_seed is not None
+        return MLDSA44PrivateKey.from_seed_bytes(memoryview(self._mldsa44_seed)).sign(message)
+
     def secret_file(self) -> bytearray:
         """The contents of NAME.identity, which the caller wipes."""
         with memoryview(self._curve_secret) as curve, memoryview(self._signing_seed) as seed:
@@ -70,6 +91,7 @@ class OwnIdentity:
                 name=self.name,
                 curve_secret=str(curve, "ascii"),
                 ed25519_secret=base64.b64encode(seed).decode(),
+                mldsa44_secret=None if self._mldsa44_seed is None else _text_of(self._mldsa44_seed),
             )
         text = bytearray()
         msgspec.json.Encoder().encode_into(fields, text)
@@ -79,6 +101,8 @@ class OwnIdentity:
         """Wipe the secret halves."""
         self._curve_secret.release()
         self._signing_seed.release()
+        if self._mldsa44_seed is not None:
+            self._mldsa44_seed.release()
 
     def __enter__(self) -> Self:
         return self
@@ -92,11 +116,7 @@ class OwnIdentity:
 def make_identity(kind: Literal["node", "application"], name: str) -> OwnIdentity:
     """New keys for a name, from the operating system's random numbers."""
     curve = curve_keypair()
-    seed = SecretBuffer(32)
-    with memoryview(seed) as view, open("/dev/urandom", "rb", buffering=0) as source:
-        if source.readinto(view) != len(view):
-            raise ConfigError("the operating system gave no random numbers")
-    return _assemble(kind, name, curve.secret, seed)
+    return _assemble(kind, name, curve.secret, _new_seed(), _new_seed() if kind == "node" else None)
 
 
 def load_identity(path: Path | str) -> OwnIdentity:
@@ -110,16 +130,16 @@ def load_identity(path: Path | str) -> OwnIdentity:
         raise ConfigError(f"{path} is not an identity: give the NAME.identity file that `provision` wrote") from None
     finally:
         wipe(data)
-    seed = bytearray(base64.b64decode(fields.ed25519_secret))
-    curve_secret, signing_seed = SecretBuffer.copy_of(fields.curve_secret.encode()), SecretBuffer.copy_of(seed)
+    curve_secret = SecretBuffer.copy_of(fields.curve_secret.encode())
+    signing_seed = _seed_of(fields.ed25519_secret)
+    mldsa44_seed = None if fields.mldsa44_secret is None else _seed_of(fields.mldsa44_secret)
     try:
-        return _assemble(fields.kind, fields.name, curve_secret, signing_seed)
+        return _assemble(fields.kind, fields.name, curve_secret, signing_seed, mldsa44_seed)
     except ValueError as error:
-        curve_secret.release()
-        signing_seed.release()
+        for buffer in (curve_secret, signing_seed, mldsa44_seed):
+            if buffer is not None:
+                buffer.release()
         raise ConfigError(f"{path} is damaged ({error}): put its backup back, or provision the name anew") from None
-    finally:
-        wipe(seed)
 
 
 def load_public(path: Path | str) -> Identity:
@@ -184,10 +204,38 @@ def read_secret(path: Path, max_bytes: int) -> bytearray:
 
 
 def _assemble(
-    kind: Literal["node", "application"], name: str, curve_secret: SecretBuffer, seed: SecretBuffer
+    kind: Literal["node", "application"],
+    name: str,
+    curve_secret: SecretBuffer,
+    seed: SecretBuffer,
+    mldsa44_seed: SecretBuffer | None,
 ) -> OwnIdentity:
     signing = Ed25519PrivateKey.from_private_bytes(memoryview(seed)).public_key().public_bytes_raw()
-    public = PUBLIC_OF_KIND[kind](
-        name=name, curve=curve_public(curve_secret), ed25519=base64.b64encode(signing).decode()
-    )
-    return OwnIdentity(public, curve_secret, seed)
+    curve, ed25519 = curve_public(curve_secret), base64.b64encode(signing).decode()
+    if mldsa44_seed is None:
+        return OwnIdentity(ApplicationIdentity(name=name, curve=curve, ed25519=ed25519), curve_secret, seed)
+    signing = MLDSA44PrivateKey.from_seed_bytes(memoryview(mldsa44_seed)).public_key().public_bytes_raw()
+    mldsa44 = base64.b64encode(signing).decode()
+    public = NodeIdentity(name=name, curve=curve, ed25519=ed25519, mldsa44=mldsa44)
+    return OwnIdentity(public, curve_secret, seed, mldsa44_seed)
+
+
+def _new_seed() -> SecretBuffer:
+    seed = SecretBuffer(SEED_BYTES)
+    with memoryview(seed) as view, open("/dev/urandom", "rb", buffering=0) as source:
+        if source.readinto(view) != len(view):
+            raise ConfigError("the operating system gave no random numbers")
+    return seed
+
+
+def _seed_of(text: str) -> SecretBuffer:
+    seed = bytearray(base64.b64decode(text))
+    try:
+        return SecretBuffer.copy_of(seed)
+    finally:
+        wipe(seed)
+
+
+def _text_of(seed: SecretBuffer) -> str:
+    with memoryview(seed) as view:
+        return base64.b64encode(view).decode()

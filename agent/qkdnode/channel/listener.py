@@ -25,6 +25,15 @@ class Peer(msgspec.Struct, frozen=True):
     route: bytes
     descriptor: int
     user: str
+    address: str = "unknown"  # as ZeroMQ tells it; it tells none of local connections
+
+
+def address_of(frame: zmq.Frame) -> str:
+    """Where a frame came from."""
+    try:
+        return str(frame.get("Peer-Address")) or "unknown"
+    except zmq.ZMQError:
+        return "unknown"
 
 
 class Listener:
@@ -113,7 +122,7 @@ class Listener:
             # A descriptor may be in use again: its former owner's end comes first.
             self._monitor.drain()
             if route not in self._peers:
-                peer = Peer(route, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")))
+                peer = Peer(route, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), address_of(frame))
                 self._peers[route] = peer
                 self._joined(peer)
             return

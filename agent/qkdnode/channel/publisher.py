@@ -12,7 +12,7 @@ import zmq
 
 from qkdnode.channel.curve import CurveKeys, secure_server
 from qkdnode.channel.gate import Gate
-from qkdnode.channel.listener import FAILED_HANDSHAKES
+from qkdnode.channel.listener import FAILED_HANDSHAKES, address_of
 from qkdnode.channel.pump import Monitor, Pump
 from qkdnode.channel.socket import Context, Limits, end_context, open_socket
 from qkdnode.errors import ChannelError
@@ -44,6 +44,7 @@ class Publisher:
     ) -> None:
         self._limits = limits
         self._admit, self._wanted, self._refused, self._cut = admit, wanted, refused, cut
+        self.sources: dict[str, str] = {}  # where each user has asked from last
         self._asked: dict[int, set[bytes]] = {}  # by descriptor: what it asked for, granted or not
         self._context: Context = zmq.Context()
         self._gate = Gate(self._context, domain, self._decide)
@@ -100,6 +101,7 @@ class Publisher:
         # A descriptor may be in use again: its former owner's end comes first.
         self._monitor.drain()
         held = self._asked.setdefault(descriptor, set())
+        self.sources[user] = address_of(frame)
         code, prefix = (data[0], data[1:]) if data and len(parts) == 1 else (None, b"")
         if code == UNSUBSCRIBE:
             held.discard(prefix)

@@ -1,21 +1,24 @@
-"""`qkdnode audit export | verify | verify-receipt`."""
+"""`qkdnode audit export | prove | verify | verify-receipt`."""
 
 import base64
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from qkdnode.audit import receipt
-from qkdnode.audit.verifier import Report, read_lines, verify
-from qkdnode.channel.identity import load_public
+from qkdnode.audit.checkpoint import LOG_KEY_BYTES
+from qkdnode.audit.verifier import MAX_LINE_BYTES, Fault, Report, read_lines, verify, verify_receipt
+from qkdnode.channel.identity import load_public_node
 from qkdnode.cli.reach import addressed, connected, json_option
 from qkdnode.cli.show import print_json
 from qkdnode.config import load_config
 from qkdnode.control.export import export_log, whole_file
 from qkdnode.errors import AuditError, AuditUnreadableError, ConfigError
 from qkdnode.vault.export_reader import export_audit
+from qkdnode.wire.control import ProveEntry
 
 
 @click.group(name="audit")
@@ -27,7 +30,7 @@ def command() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @addressed
 @json_option
-@click.option("--key", default=None, help="The node's NAME.public, or its Ed25519 key in base64: verify against it.")
+@click.option("--key", default=None, help="The node's NAME.public, or its keys in base64: verify against it.")
 @click.option("--offline", is_flag=True, help="Read the vault file of --config, not through its agent.")
 def export(
     file: Path,
@@ -68,19 +71,71 @@ def _export_offline(vault: Path, file: Path, expected: bytes | None) -> int:
     return leaves
 
 
+@command.command()
+@click.argument("position", type=click.IntRange(min=0))
+@click.argument("file", type=click.Path(path_type=Path))
+@addressed
+@json_option
+def prove(
+    position: int,
+    file: Path,
+    config_file: Path | None,
+    socket_path: Path | None,
+    operator_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the receipt of entry POSITION of a running node's log to FILE: whoever has it needs no more of the log.
+
+    It is a C2SP tlog-proof, under the newest checkpoint that the neighbour has signed too, if one has the entry.
+    """
+    with connected(config_file, socket_path, operator_file) as client:
+        text: str = client.ask(ProveEntry(position=position)).receipt
+    with whole_file(file) as (_, out):
+        out.write(text)
+    if as_json:
+        print_json({"file": str(file), "entry": position})
+    else:
+        click.echo(f"{file}: the receipt of entry {position}")
+
+
 @command.command(name="verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
-def verify_command(file: Path, key: str) -> None:
+@click.option("--key", required=True, help="The node's NAME.public, or its keys in base64.")
+@click.option("--witness", multiple=True, help="A neighbour's NAME.public: count what it has signed. May be repeated.")
+@click.option("--receipt", "is_receipt", is_flag=True, help="FILE is the receipt of one entry.")
+@json_option
+def verify_command(file: Path, key: str, witness: tuple[str, ...], is_receipt: bool, as_json: bool) -> None:
     """Verify FILE against the node's public key: exit 0 valid, 1 invalid, 2 unreadable."""
-    report = verify_export(file, public_key(key))
-    click.echo(report)
+    witnesses = [public_key(one) for one in witness]
+    if is_receipt:
+        _verify_entry(file, public_key(key), witnesses, as_json)
+        return
+    report = verify_export(file, public_key(key), witnesses)
+    if as_json:
+        print_json(report._asdict())
+    else:
+        click.echo(report)
     sys.exit(0 if report.valid else 1)
+
+
+def _verify_entry(file: Path, key: bytes, witnesses: Sequence[bytes], as_json: bool) -> None:
+    try:
+        with file.open("rb") as opened:
+            found = verify_receipt(opened.read(MAX_LINE_BYTES + 1), key, witnesses)
+    except OSError as error:
+        raise AuditUnreadableError(f"{file}: {error.strerror}") from None
+    except Fault as fault:
+        click.echo(f"INVALID: {fault}")
+        sys.exit(1)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        click.echo(found)
 
 
 @command.command(name="verify-receipt")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="The node's NAME.public, or its Ed25519 key in base64.")
+@click.option("--key", required=True, help="The node's NAME.public, or its keys in base64.")
 @json_option
 def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
     """Verify the receipt of a destroyed key in FILE: exit 0 valid, 1 invalid, 2 unreadable."""
@@ -97,15 +152,15 @@ def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
 
 
 def public_key(text: str) -> bytes:
-    """The 32 bytes of an Ed25519 key given as base64, or as a NAME.public file."""
+    """What verifies a node's log, given as its NAME.public file or in base64: Ed25519, then ML-DSA-44."""
     if _is_file(text):
-        text = load_public(text).ed25519
+        return load_public_node(text).log_key
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
-        raise ConfigError(f"--key {text!r} is neither a file nor base64") from None
-    if len(key) != 32:
-        raise ConfigError(f"--key holds {len(key)} bytes; an Ed25519 key has 32")
+        raise ConfigError(f"--key {text[:80]!r} is neither a file nor base64") from None
+    if len(key) != LOG_KEY_BYTES:
+        raise ConfigError(f"--key holds {len(key)} bytes; the keys of a log have {LOG_KEY_BYTES}: give NAME.public")
     return key
 
 
@@ -116,10 +171,10 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def verify_export(file: Path, key: bytes) -> Report:
+def verify_export(file: Path, key: bytes, witnesses: Sequence[bytes] = ()) -> Report:
     """The verdict on an export file; AuditUnreadableError if it cannot be read."""
     try:
         with file.open("rb") as lines:
-            return verify(read_lines(lines), key)
+            return verify(read_lines(lines), key, witnesses)
     except OSError as error:
         raise AuditUnreadableError(f"{file}: {error.strerror}") from None

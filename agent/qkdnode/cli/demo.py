@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from rich.live import Live
 from rich.table import Table
 
 from qkdnode.cli.audit import public_key, verify_export
+from qkdnode.errors import ConfigError
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault.export_reader import export_audit
 
@@ -358,6 +360,25 @@ def verified(directory: Path, configs: dict[str, Path]) -> bool | None:
     return all(verdicts)
 
 
+KEPT = {"alice.audit": "audit.log", "alice.public": "audit.pub", "bob.public": "witness.pub"}
+
+
+def make_directory(keep: Path) -> None:
+    """The place for what is kept. ConfigError if it cannot be had."""
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {keep}: {error.strerror}") from None
+
+
+def keep_log(directory: Path, keep: Path) -> None:
+    """What a stranger verifies: no secret is in it. What there is none of, as no vault was made, is not left there."""
+    for name, kept in KEPT.items():
+        (keep / kept).unlink(missing_ok=True)
+        if (directory / name).exists():
+            shutil.copyfile(directory / name, keep / kept)
+
+
 def rounded(value: float | None, digits: int) -> float | None:
     """For people and scripts alike; nothing stays nothing."""
     return None if value is None else round(value, digits)
@@ -427,8 +448,23 @@ def last_words(result: dict[str, Any], eavesdrop: float) -> str:
 @click.option("--eavesdrop-p-z", default=None, type=click.FloatRange(0, 1), help="Eve's probability of the key basis.")
 @click.option("--seed", default=None, type=click.IntRange(0, 2**62), help="Seed of the emulated channel.")
 @click.option("--json", "as_json", is_flag=True, help="Print only one JSON object at the end.")
-def command(seconds: float, eavesdrop: float, eavesdrop_p_z: float | None, seed: int | None, as_json: bool) -> None:
+@click.option(
+    "--keep",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Leave alice's audit log there as audit.log, with audit.pub and witness.pub to verify it.",
+)
+def command(
+    seconds: float,
+    eavesdrop: float,
+    eavesdrop_p_z: float | None,
+    seed: int | None,
+    as_json: bool,
+    keep: Path | None,
+) -> None:
     """Two nodes on emulated modules make keys and hand them to two applications."""
+    if keep is not None:
+        make_directory(keep)  # now rather than after all is done
     observed = Observed(time.monotonic() - process_age_s())
     lines: queue.Queue[tuple[float, str, Any]] = queue.Queue()
     worlds = {
@@ -453,6 +489,8 @@ def command(seconds: float, eavesdrop: float, eavesdrop_p_z: float | None, seed:
             errors = [line for process in processes.values() for line in process.errors]
         drain(observed, lines)
         result = summary(observed, stopped, verified(directory, configs))
+        if keep is not None:
+            keep_log(directory, keep)
     for line in errors:
         click.echo(line, err=True)
     if not as_json:

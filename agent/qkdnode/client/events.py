@@ -1,7 +1,6 @@
 """A node's events for asyncio: `async with Events(...) as events: async for item in events: ...`."""
 
 import asyncio
-import base64
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +76,7 @@ class Events:
         self._publish, self._replay, self._published_limits = publish, replay, published_limits
         self._node = load_public_node(node)
         self._identity = load_identity(identity)
-        self._order = EventOrder(self._node.name, base64.b64decode(self._node.ed25519), self._topics, after)
+        self._order = EventOrder(self._node.name, self._node.log_key, self._topics, after)
         self._items: deque[Item] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._receiver: Receiver | None = None

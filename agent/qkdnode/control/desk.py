@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
@@ -24,6 +25,8 @@ from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError,
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import epochs, extract, inventory, lineage, revocations, scopes, scrub
+from qkdnode.vault.proofs import ProveEntry
+from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
@@ -60,6 +63,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Reload: Action.CONFIG_RELOAD,
     wire.ExportBegin: Action.AUDIT_EXPORT,
     wire.ExportPage: Action.AUDIT_EXPORT,
+    wire.ProveEntry: Action.AUDIT_EXPORT,
     wire.PolicyShow: Action.POLICY_READ,
     wire.PolicyExplain: Action.POLICY_READ,
     wire.PolicyApply: Action.POLICY_APPLY,
@@ -85,13 +89,15 @@ class Desk:
         self._clock_s, self._log = clock_s, log
         self._tally = Tally(period_s)
         self._paces: dict[str, Pace] = {}
+        self._who: dict[str, Details] = {}  # of each operator, as they asked last
 
     async def serve(self, asked: Asked, uid: int) -> Done | Refused:
         """Decide, journal, do."""
         request, operator = asked.request, asked.operator
         action = ACTIONS[type(request)]
         decision = decide(operator.roles, action)
-        details: Details = {"action": action.value, "rule": decision.rule, "uid": uid}
+        who = self._who[f"operator/{operator.name}"] = _who(operator, uid)
+        details: Details = {"action": action.value, "rule": decision.rule, "uid": uid, **who}
         if not decision.allowed:
             await self._tell((f"operator/{operator.name}", "refused", action.value, decision.rule), details)
             return Refused(asked.counter, AccessDeniedError.code, decision.rule, decision.reason)
@@ -126,13 +132,13 @@ class Desk:
 
     async def unknown(self, asked: Unknown, uid: int) -> Refused:
         """A signed request that cannot be read."""
-        details: Details = {"action": "unknown", "uid": uid}
+        details: Details = {"action": "unknown", "uid": uid, **_who(asked.operator, uid)}
         await self._tell((f"operator/{asked.operator.name}", "refused", "unknown", ""), details)
         return Refused(asked.counter, RemoteProtocolError.code, "", asked.reason[:MAX_TEXT])
 
     async def turned_away(self, uid: int, code: str, reason: str) -> None:
         """A connection that ends without its caller having proven anything."""
-        details: Details = {"action": "connect", "code": code, "uid": uid}
+        details: Details = {"action": "connect", "code": code, "uid": uid, "source": f"uid {uid}"}
         if await self._tell((f"user/{uid}", "refused", "connect", code), details):
             self._log.warning("control connection refused", uid=uid, code=code, reason=reason)
 
@@ -140,7 +146,7 @@ class Desk:
         """Journal what was counted and is due."""
         for topic, requests in self._tally.due(self._clock_s(), everything=everything):
             subject, outcome, action, rule = topic
-            details: Details = {"action": action, "rule": rule, "requests": requests}
+            details: Details = {"action": action, "rule": rule, "requests": requests, **self._who.get(subject, {})}
             try:
                 await self._record(subject, outcome, details)
             except QkdnodeError:
@@ -283,7 +289,11 @@ class Desk:
         return _epoch_list(await self._ask(epochs.Epochs()))
 
     async def _receipt(self, request: wire.DestructionReceipt, _: Operator) -> Answer:
-        return wire.Receipt(receipt=await destruction_receipt(UUID(bytes=request.key_id), self._ask))
+        key_id = UUID(bytes=request.key_id)
+        return wire.Receipt(receipt=destruction_receipt(key_id, await self._ask(Destruction(key_id=key_id))))
+
+    async def _prove(self, request: wire.ProveEntry, _: Operator) -> Answer:
+        return wire.Receipt(receipt=await self._ask(ProveEntry(position=request.position)))
 
     async def _pause(self, request: wire.Pause, operator: Operator) -> Answer:
         changed = await self._port.pause(request.link, operator.name)
@@ -395,12 +405,18 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Reload: Desk._reload,
     wire.ExportBegin: Desk._export_begin,
     wire.ExportPage: Desk._export_page,
+    wire.ProveEntry: Desk._prove,
     wire.PolicyShow: Desk._policy_show,
     wire.PolicyExplain: Desk._policy_explain,
     wire.PolicyApply: Desk._policy_apply,
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
 }
+
+
+def _who(operator: Operator, uid: int) -> Details:
+    """What leaves of access tell of an operator: the kernel says which user asks, and there is no other source."""
+    return {"fingerprint": fingerprint(operator.identity), "source": f"uid {uid}"}
 
 
 def _particulars(request: Request) -> Details:
@@ -421,6 +437,8 @@ def _particulars(request: Request) -> Details:
             return {"keys": len(key_ids), "reason": reason}
         case wire.CompromiseScope(scope=scope, value=value, reason=reason):
             return {"scope": scope, "to" if scope == "application" else "about": value or "", "reason": reason}
+        case wire.ProveEntry(position=position):
+            return {"entry": position}
         case wire.RewrapKeys(to=to):
             return {"wrap": to}
         case wire.ListKeys(local=local, remote=remote):

@@ -37,7 +37,7 @@ def whole_file(file: Path) -> Iterator[tuple[Path, TextIO]]:
 def export_log(client: Client, file: Path, key: bytes | None = None) -> int:
     """Write the log up to a checkpoint signed for this export, verify it, and put it in its place; how many leaves.
 
-    `key` is the node's Ed25519 key; without it the one that the agent names. AuditError or ControlError, and no file,
+    `key` verifies; without it the one that the agent names. AuditError or ControlError, and no file,
     if anything is missing or does not verify. A file that is there is replaced only by a whole export.
     """
     head: LogHead = client.ask(ExportBegin())

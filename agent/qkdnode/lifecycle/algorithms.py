@@ -495,8 +495,12 @@ ROWS: tuple[Algorithm, ...] = (
         id="ML-DSA-44",
         primitive=Primitive.SIGNATURE,
         parameters="FIPS 204, from a seed of 256 bits",
-        provider=Provider.APPLICATION,
+        provider=Provider.OPENSSL,
         functions=("keygen", "sign", "verify"),
+        uses=(
+            Use("checkpoints of the audit log, beside Ed25519", Need.ALWAYS, ("audit:MLDSA44PublicKey",)),
+            Use("identities of nodes, for checkpoints", Need.ALWAYS, ("channel:MLDSA44PrivateKey",)),
+        ),
         for_keys=True,
         key_bits=(256,),
         classical_bits=128,

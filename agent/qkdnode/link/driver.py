@@ -28,6 +28,7 @@ from qkdnode.errors import (
 )
 from qkdnode.ids import ALICE
 from qkdnode.link.agreement import Agreement
+from qkdnode.link.cosigning import Cosigning
 from qkdnode.link.settlement import Settlement
 from qkdnode.link.statistics import LinkStatistics
 from qkdnode.link.surroundings import Surroundings
@@ -37,10 +38,13 @@ from qkdnode.wire.messages import (
     BatchAnswer,
     BatchClaim,
     BatchCommit,
+    Cosigned,
+    CosignWanted,
     Greeting,
     Hello,
     Mark,
     Message,
+    NotCosigned,
     PadsGranted,
     PadsWanted,
     Parameters,
@@ -103,6 +107,7 @@ class Link:
         lanes: Lanes,
         around: Surroundings,
         software: str,
+        peer_log_key: bytes,
     ) -> None:
         self.name, self.node, self.peer, self.role = name, node, peer, role
         self.statistics = LinkStatistics(discards={})
@@ -142,6 +147,7 @@ class Link:
                 settings.limits, p_z=agreed.p_z, window_slots=agreed.window_slots, window_s=settings.window_s
             )
         self.agreement = Agreement(self)
+        self.cosigning = Cosigning(self, peer_log_key)
         self.settlement = Settlement(self, devices, software, self._log)
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ class Link:
         """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             loops = (self._receive_loop, self._send_loop, self._tick_loop, self._pad_loop, self._fault_loop)
-            for loop in (*loops, self.agreement.run):
+            for loop in (*loops, self.agreement.run, self.cosigning.run):
                 group.create_task(loop(), name=f"{self.name} {loop.__name__}")
 
     def window(self, event: fx.TransmitterWindowReady | fx.ReceiverWindowReady) -> None:
@@ -409,6 +415,8 @@ class Link:
             elif isinstance(message, Paused):
                 self._peer_paused = message.paused
                 self._obey_pause()
+            elif isinstance(message, CosignWanted | Cosigned | NotCosigned):
+                self.cosigning.take(message)
             elif frame.kind.protection is Protection.VAULT:
                 self.agreement.take(message)
             else:
@@ -489,6 +497,7 @@ class Link:
         self.feed(fx.Tick(self._around.monotonic_ns()))
         self.settlement.session_opened(peer.unsettled)
         self.agreement.session_opened()
+        self.cosigning.session_opened()
         if self._paused:
             self.send_soon(Paused(True))
             self._obey_pause()

@@ -1,7 +1,6 @@
 """The agent of one node: everything is made here, runs here, and ends here in order."""
 
 import asyncio
-import base64
 import contextlib
 import os
 import resource
@@ -286,8 +285,7 @@ class Agent:
             root=self._root_source(),
             node=self._config.node.name,
             draw_into=entropy.draw_into,
-            sign=identity.sign,
-            public_key=base64.b64decode(identity.public.ed25519),
+            signer=identity,
         )
         await self._recorder.open()
         await self._policy.read()

@@ -131,6 +131,7 @@ async def open_link(
             log=log,
         ),
         software=__version__,
+        peer_log_key=peer.log_key,
     )
     await link.open()
     holder.append(link)

@@ -21,6 +21,7 @@ from qkdnode.errors import (
     VaultDamagedError,
     VaultError,
     VaultLockedError,
+    VaultUnansweredError,
 )
 from qkdnode.vault import requests as ask
 from qkdnode.watch.alarms import KINDS, Alarm, AlarmCode, Alarms, AlarmState, Update
@@ -31,7 +32,11 @@ DETAIL_CHARACTERS = 200
 ALARM_OF_ERROR = {
     error.code: AlarmCode.VAULT
     for error in (VaultLockedError, OutOfStockError, AccessDeniedError, LocalProtocolError, MemoryLockError)
-} | {AuditError.code: AlarmCode.AUDIT_STOPPED, EntropyShortError.code: AlarmCode.NO_ENTROPY}
+} | {
+    AuditError.code: AlarmCode.AUDIT_STOPPED,
+    VaultUnansweredError.code: AlarmCode.AUDIT_STOPPED,
+    EntropyShortError.code: AlarmCode.NO_ENTROPY,
+}
 # What a device does seldom, and peers follow, is journalled each time; the rest only as alarms, whose rate is bounded.
 JOURNALLED = frozenset(DeviceAlarmCode) - {
     DeviceAlarmCode.DEVICE_GAP,
@@ -136,11 +141,12 @@ class Recorder:
 
     async def record_access(self, kind: str, subject: str, outcome: str, details: dict[str, Any]) -> None:
         """Journal who asked for what, and what came of it."""
-        await self._journal(AccessEvent(**self._leaf(f"access.{kind}", subject, details, outcome)))
+        await self._journal(AccessEvent(**self._leaf(f"access.{kind}", subject, self._by(details), outcome)))
 
     async def demand_access(self, kind: str, subject: str, outcome: str, details: dict[str, Any]) -> None:
         """As `record_access`, but VaultError or AuditError if it is not journalled."""
-        await self._ask(ask.RecordEvent(event=AccessEvent(**self._leaf(f"access.{kind}", subject, details, outcome))))
+        leaf = self._leaf(f"access.{kind}", subject, self._by(details), outcome)
+        await self._ask(ask.RecordEvent(event=AccessEvent(**leaf)))
 
     async def record_stop(self) -> None:
         """The last leaf of this run. VaultError if it cannot be written."""
@@ -197,6 +203,10 @@ class Recorder:
             self._has_failed = False
             for code in ENDED_BY_WRITING:
                 self.clear(code)
+
+    def _by(self, details: dict[str, Any]) -> dict[str, Any]:
+        """Every leaf of access names the key of who asked, from where, and at which device."""
+        return {"fingerprint": "unknown", "source": "unknown", "device": self._node, **details}
 
     def _leaf(
         self, kind: str, subject: str, details: dict[str, Any] | None = None, outcome: str = "done"

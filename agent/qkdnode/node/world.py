@@ -4,12 +4,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
 from typing_extensions import Buffer
 
 from qkdnode.access.identities import NodeIdentity
+from qkdnode.audit.checkpoint import Signer
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.neighbour import Channel
 from qkdnode.config import Config, LinkSection
@@ -17,6 +19,7 @@ from qkdnode.device.alarms import OnAlarm
 from qkdnode.device.identity import DeviceConfig, DeviceInfo
 from qkdnode.device.module import ReceiverModule, TransmitterModule
 from qkdnode.device.sensors import SensorLimits
+from qkdnode.errors import VaultUnansweredError
 from qkdnode.ids import ALICE
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.devices import module_backend
@@ -24,7 +27,7 @@ from qkdnode.node.entropy import Entropy
 from qkdnode.node.software import software
 from qkdnode.vault.requests import Request
 from qkdnode.vault.root import RootSource
-from qkdnode.vault.service import Vault
+from qkdnode.vault.service import Vault, secrets_in, takes_over
 from qkdnode.wire.control import Asset
 from qkdnode.workers.lanes import Lanes
 
@@ -81,19 +84,53 @@ class NodeLanes(Protocol):
     def close(self) -> None: ...
 
 
-class ThreadedVault:
-    """The vault in its own thread, awaited from the loop."""
+ANSWER_S = 30.0  # a disk that has not answered by then is taken to hang
+_HANGS = "its disk hangs or is far too slow; look at the disk and the system log"
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+
+class ThreadedVault:
+    """The vault in its own thread, awaited from the loop.
+
+    Whoever asks is answered within `answer_s`, but for who has a Batch sealed: its key is the vault's meanwhile.
+    """
+
+    def __init__(self, vault: Vault, answer_s: float = ANSWER_S) -> None:
+        self._vault, self._answer_s = vault, answer_s
 
     def ask(self, request: Request) -> Awaitable[Any]:
-        """Queue a request; its answer comes once it is durable."""
-        return asyncio.wrap_future(self._vault.ask(request))
+        """Queue a request; its answer comes once it is durable.
+
+        VaultUnansweredError after the time: a request that the vault has not begun will not be executed. One that it is
+        at is done whole or not at all, as after a crash; keys that it hands over late are wiped.
+        """
+        return self._answer(request, self._vault.ask(request))
+
+    async def _answer(self, request: Request, asked: "Future[Any]") -> Any:
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await asyncio.wrap_future(asked)
+        except TimeoutError:
+            name, waited = type(request).__name__, f"within {self._answer_s:g} s"
+        if asked.cancel():
+            raise VaultUnansweredError(f"the vault has not begun {name} {waited}, so it is not done: {_HANGS}")
+        if takes_over(request):
+            return await asyncio.wrap_future(asked)  # the key that it seals must not be taken from under its hands
+        asked.add_done_callback(_wipe)
+        raise VaultUnansweredError(
+            f"the vault has not finished {name} {waited}; whether it is done will show when it goes on: {_HANGS}"
+        )
 
     async def close(self) -> None:
         """Answer what was asked, then close."""
         await asyncio.to_thread(self._vault.close)
+
+
+def _wipe(asked: "Future[Any]") -> None:
+    """Key material in an answer that nobody waits for any more."""
+    if asked.cancelled() or asked.exception() is not None:
+        return
+    for buffer in secrets_in(asked.result()):
+        buffer.release()
 
 
 class World:
@@ -123,8 +160,7 @@ class World:
         root: RootSource,
         node: str,
         draw_into: Callable[[SecretBuffer], None],
-        sign: Callable[[bytes], bytes],
-        public_key: bytes,
+        signer: Signer,
     ) -> NodeVault:
         """Open the node's vault, or make it at the first start."""
         vault = await asyncio.to_thread(
@@ -133,8 +169,7 @@ class World:
             root=root,
             node=node,
             draw_into=draw_into,
-            sign=sign,
-            public_key=public_key,
+            signer=signer,
             clock_ns=self.wall_ns,
             create=not path.exists(),
         )

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from qkdnode.access.allowlist import AllowList
-from qkdnode.access.identities import Identity
+from qkdnode.access.identities import Identity, fingerprint
 from qkdnode.access.topics import TopicRules
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.listener import Listener, Peer
@@ -348,7 +348,18 @@ class EventServer:
         """Journal an access event; a subscriber can cause them at will, so they are limited and the rest counted."""
         left_out = self._throttle.take(f"{kind} {subject} {outcome}", asyncio.get_running_loop().time())
         if left_out is not None:
-            self._run(self._journal(kind, subject, outcome, {**details, "left_out_before": left_out}))
+            known = self._subscribers.named(subject)
+            who: Details = {
+                "fingerprint": fingerprint(known) if known else "unknown",
+                "source": self._source_of(subject),
+            }
+            self._run(self._journal(kind, subject, outcome, {**details, **who, "left_out_before": left_out}))
+
+    def _source_of(self, name: str) -> str:
+        """Where a subscriber asks from."""
+        asking = (asker.peer.address for asker in self._askers.values() if asker.peer.user == name)
+        subscribed = "unknown" if self._publisher is None else self._publisher.sources.get(name, "unknown")
+        return next(asking, subscribed)
 
     async def _journal(self, kind: str, subject: str, outcome: str, details: Details) -> None:
         with suppress(VaultError):

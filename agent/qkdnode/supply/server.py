@@ -9,7 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from qkdnode.access.allowlist import AllowList
-from qkdnode.access.identities import ApplicationIdentity
+from qkdnode.access.identities import ApplicationIdentity, fingerprint
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.listener import Listener, Peer
 from qkdnode.channel.session import DrawInto
@@ -28,7 +28,7 @@ from qkdnode.supply.protocol import (
     SubscriptionWanted,
 )
 from qkdnode.supply.throttle import Throttle
-from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
+from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
 
 DOMAIN = "qkdnode.supply"
@@ -237,7 +237,8 @@ class SupplyServer:
         present = sum(connection.application == peer.user for connection in self._connections.values())
         if application is None or present >= CONNECTIONS_PER_APPLICATION:
             self._statistics.discarded += 1
-            self._note("connect", peer.user, "refused", {"reason": f"{present} connections are up already"})
+            who = self._who(application, peer)
+            self._note("connect", peer.user, "refused", {"reason": f"{present} connections are up already", **who})
             return
         self._statistics.connections += 1
         attendant = Attendant(
@@ -291,10 +292,10 @@ class SupplyServer:
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
                     self._statistics.refused_sessions += 1
-                    self._note("session", connection.application, "refused", {"reason": reason})
+                    self._tell(connection, "session", "refused", {"reason": reason})
                 case Discarded(reason):
                     self._statistics.discarded += 1
-                    self._note("message", connection.application, "discarded", {"reason": reason})
+                    self._tell(connection, "message", "discarded", {"reason": reason})
 
     def _subscribe(self, connection: Connection, wanted: SubscriptionWanted) -> None:
         attendant = connection.attendant
@@ -303,9 +304,7 @@ class SupplyServer:
             if (held := attendant.subscription) is not None:
                 self._end(connection, held.association, reason)
             self._statistics.refused_subscriptions += 1
-            self._note(
-                "subscribe", connection.application, "refused", {"reason": reason, "to": str(wanted.association)}
-            )
+            self._tell(connection, "subscribe", "refused", {"reason": reason, "to": str(wanted.association)})
             self._send(connection, attendant.refuse(reason))
             return
         for other in self._connections.values():
@@ -321,7 +320,7 @@ class SupplyServer:
         if began:
             self._statistics.subscriptions += 1
             details: Details = {"to": str(wanted.association), "size_bits": wanted.size_bits, "credit": wanted.credit}
-            self._note("subscribe", connection.application, "granted", details, throttled=False)
+            self._tell(connection, "subscribe", "granted", details, throttled=False)
             connection.after = 0
             connection.waiting.clear()
             connection.delivering = self._run(self._deliver(connection))
@@ -334,7 +333,7 @@ class SupplyServer:
         connection.waiting.clear()
         self._statistics.ended += 1
         self._moved.set()
-        self._note("unsubscribe", connection.application, "ended", {"to": str(association), "reason": reason})
+        self._tell(connection, "unsubscribe", "ended", {"to": str(association), "reason": reason})
         self._on_subscription(SubscriptionState(association, False, 0, 0))
 
     def _send(self, connection: Connection, frame: bytes) -> bool:
@@ -360,7 +359,7 @@ class SupplyServer:
                         break
             except VaultError as error:
                 self._statistics.failed_records += 1
-                self._note("deliver", connection.application, "failed", {"reason": str(error)})
+                self._tell(connection, "deliver", "failed", {"reason": str(error)})
             await connection.wanted.wait()
 
     async def _next_rows(self, connection: Connection) -> list[Delivery]:
@@ -425,7 +424,8 @@ class SupplyServer:
         """What the vault opens of these keys; it names the damaged ones only once."""
         held = connection.attendant.subscription
         reachable = held is not None and self._peer_reachable(held.association)
-        request = OpenKeys(key_ids=key_ids, application=connection.application, peer_reachable=reachable)
+        caller = Caller(fingerprint(connection.attendant.application), connection.peer.address)
+        request = OpenKeys(key_ids=key_ids, application=connection.application, peer_reachable=reachable, caller=caller)
         try:
             try:
                 opened: OpenedKeys = await self._ask(request)
@@ -446,7 +446,7 @@ class SupplyServer:
                 new: int = await self._ask(request)
             except VaultError as error:
                 self._statistics.failed_records += 1
-                self._note("deliver", connection.application, "failed", {"reason": str(error)})
+                self._tell(connection, "deliver", "failed", {"reason": str(error)})
                 connection.attendant.retry(ids, time.monotonic())
                 continue
             self._statistics.keys_delivered += new
@@ -484,6 +484,17 @@ class SupplyServer:
             for connection in list(self._connections.values()):
                 self._apply(connection, connection.attendant.tick(now_s))
                 connection.wanted.set()
+
+    @staticmethod
+    def _who(application: ApplicationIdentity | None, peer: Peer) -> Details:
+        """What leaves of access tell of who asks."""
+        return {"fingerprint": "unknown" if application is None else fingerprint(application), "source": peer.address}
+
+    def _tell(
+        self, connection: Connection, kind: str, outcome: str, details: Details, *, throttled: bool = True
+    ) -> None:
+        who = self._who(connection.attendant.application, connection.peer)
+        self._note(kind, connection.application, outcome, {**details, **who}, throttled=throttled)
 
     def _note(self, kind: str, subject: str, outcome: str, details: Details, *, throttled: bool = True) -> None:
         """Journal an access event; those that a stranger can cause at will are limited and the rest counted."""

@@ -10,6 +10,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from qkdnode.audit.checkpoint import Signer
 from qkdnode.audit.events import NodeEvent
 from qkdnode.errors import (
     DiskFullError,
@@ -39,6 +40,7 @@ from qkdnode.vault import (
     outbox,
     pauses,
     policies,
+    proofs,
     readback,
     receipts,
     revocations,
@@ -46,11 +48,12 @@ from qkdnode.vault import (
     scopes,
     scrub,
     segments,
+    witnessing,
 )
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.medium import Medium
-from qkdnode.vault.requests import OpenKey, OpenKeys, Request
+from qkdnode.vault.requests import Caller, OpenKey, OpenKeys, Request
 from qkdnode.vault.root import KEY_BYTES, RootKey, RootParameters, RootSource
 from qkdnode.vault.rows import read_meta
 from qkdnode.vault.sealing import Sealing, new_node_keys
@@ -58,11 +61,12 @@ from qkdnode.vault.store import Aftermath, Store
 
 IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root parameters", "root check"
 _CHECK = b"vault check"
+NOBODY = Caller()
 
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
-    revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub,
+    revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
@@ -99,24 +103,23 @@ class VaultCore:
         root: RootSource,
         node: str,
         draw_into: Callable[[SecretBuffer], None],
-        sign: Callable[[bytes], bytes],
-        public_key: bytes,
+        signer: Signer,
         clock_ns: Callable[[], int],
         create: bool = False,
         disk: Disk = DISK,
     ) -> "VaultCore":
         """Open a vault, or make one where `create` is true and there is none.
 
-        `draw_into` fills a buffer with entropy, `sign` makes the Ed25519 signatures that `public_key` verifies,
-        `clock_ns` is the wall clock. VaultLockedError if the root key is wrong, VaultDamagedError if the log or the
-        node's keys are not what they were, VaultError if another process has the vault open.
+        `draw_into` fills a buffer with entropy, `signer` signs the log, `clock_ns` is the wall clock.
+        VaultLockedError if the root key is wrong, VaultDamagedError if the log or the node's keys are not what they
+        were, VaultError if another process has the vault open.
         """
         path = Path(path)
         disk.demand_private_directory(path.parent, create)
         lock = disk.lock(path)
         connection = root_key = None
         try:
-            identity = Identity(node, f"{node}.audit", public_key)
+            identity = Identity(node, f"{node}.audit", signer.log_key)
             if not disk.exists(path):
                 if not create:
                     raise VaultError(f"there is no vault at {path}: name the right file, or have it created")
@@ -125,7 +128,7 @@ class VaultCore:
             root_key = _unlock(connection, path, root)
             sealing = Sealing(connection, root_key, draw_into)
             _check_identity(connection, sealing, identity, path)
-            journal = Journal(connection, sealing, node=node, origin=identity.origin, public_key=public_key, sign=sign)
+            journal = Journal(connection, sealing, node=node, origin=identity.origin, signer=signer)
             journal.resume()
             medium = Medium(path, disk.vfs)
             store = Store(connection, sealing, journal, node=node, start=os.urandom(8), medium=medium)
@@ -167,6 +170,8 @@ class VaultCore:
             self._store.erasures.settle()
             if self._store.empties_log:
                 self._empty_log()
+            if self._store.journal.is_checkpoint_due:
+                self._sign_log()
         except BaseException as error:
             failure = storage_error(error, self._path) if isinstance(error, apsw.Error) else error
             self._undo(mark)
@@ -174,6 +179,16 @@ class VaultCore:
                 taken = sum(1 for _ in requests)
             return [Outcome(error=failure)] * taken
         return outcomes
+
+    def _sign_log(self) -> None:
+        """After a group that only read: sign what is in the log. The group stands, whatever the disk does now."""
+        mark = self._store.journal.mark()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._store.journal.checkpoint()
+            self._connection.execute("COMMIT")
+        except apsw.Error:
+            self._undo(mark)
 
     def _empty_log(self) -> None:
         """Write all pages of the write-ahead log to the main file and cut it; not now if somebody reads the file."""
@@ -205,6 +220,7 @@ class VaultCore:
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
+        self._store.caller = getattr(request, "caller", NOBODY)
         if isinstance(request, OpenKey | OpenKeys):
             # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
             with suppress(Aftermath), self._store.only_reading():

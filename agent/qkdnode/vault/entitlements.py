@@ -213,6 +213,7 @@ def _note(store: Store, withheld: Sequence[Withheld]) -> None:
             "policy": policies.in_force(store).number,
             "class": one.bundle.class_,
             "keys": len(one.places),
+            **store.who,
         }
         subject = f"application/{store.sealing.pseudonym(one.bundle.application.encode())}"
         keys = store.sealing.pseudonyms(one.ids())

@@ -12,6 +12,7 @@ from qkdnode.audit.export import write_export
 from qkdnode.errors import VaultDamagedError, VaultError
 from qkdnode.vault import schema
 from qkdnode.vault.core import IDENTITY, Identity
+from qkdnode.vault.extract import COSIGNED_NOTE
 from qkdnode.vault.journal import LEAVES, NOTES
 from qkdnode.vault.rows import each_row, read_meta
 
@@ -53,7 +54,9 @@ def _export(connection: apsw.Connection, path: Path, write: Callable[[str], obje
             count += 1
             yield leaf.encode()
 
-    notes: Iterator[Any] = each_row(connection, (int, str), NOTES, "SELECT size, note FROM checkpoints ORDER BY size")
+    statement = f"SELECT size, {COSIGNED_NOTE} FROM checkpoints ORDER BY size"
+    noted: Iterator[Any] = each_row(connection, (int, str, str), NOTES, statement)
+    notes = ((size, note + lines) for size, note, lines in noted)
     for line in write_export(identity.origin, identity.public_key, leaves(), notes):
         write(line)
     return count

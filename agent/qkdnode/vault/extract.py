@@ -9,7 +9,11 @@ from qkdnode.vault.store import Store
 
 MAX_LEAVES = 2048
 _LEAVES = "SELECT leaf FROM leaves WHERE position >= ? AND position < ? ORDER BY position LIMIT ?"
-_NOTES = "SELECT size, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size"
+# A checkpoint, and what neighbours have signed of it, which stands right under it.
+COSIGNED_NOTE = """note, ifnull((
+    SELECT group_concat(line, '' ORDER BY witness) FROM cosignatures WHERE cosignatures.size = checkpoints.size
+), '')"""
+_NOTES = f"SELECT size, {COSIGNED_NOTE} FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size"
 
 
 class LogHead(Request, frozen=True):
@@ -53,8 +57,8 @@ def log_head(store: Store, request: LogHead) -> SignedHead:
 def log_page(store: Store, request: LogPage) -> LoggedPage:
     """LogPage."""
     rows = read_rows(store.connection, (str,), LEAVES, _LEAVES, request.position, request.size, MAX_LEAVES)
-    noted = read_rows(store.connection, (int, str), NOTES, _NOTES, request.position, request.position + len(rows))
-    notes: dict[int, str] = dict(noted)
+    noted = read_rows(store.connection, (int, str, str), NOTES, _NOTES, request.position, request.position + len(rows))
+    notes: dict[int, str] = {size: note + lines for size, note, lines in noted}
     leaves: list[str] = []
     checkpoints: list[tuple[int, str]] = []
     used = 0

@@ -4,16 +4,16 @@ A change that cannot be journalled does not happen. Leaves of one request are ga
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
 from qkdnode.audit import events
-from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint, verify
+from qkdnode.audit.checkpoint import Checkpoint, Signer, sign_checkpoint, verify
 from qkdnode.audit.events import AnyEvent, Detail, Event
-from qkdnode.audit.merkle import Frontier, leaf_hash
+from qkdnode.audit.merkle import Frontier, Subtree, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
 from qkdnode.vault.records import RESERVED_SUBJECTS
 from qkdnode.vault.rows import read_meta, read_rows
@@ -26,6 +26,7 @@ CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
+SUBTREES = "a hash over entries of the audit log in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
 _NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
@@ -45,6 +46,7 @@ class Verification:
     def __init__(self, head: bytes) -> None:
         self.head = head
         self.frontier, self.topics = Frontier(), dict[str, int]()
+        self.subtrees: list[Subtree] = []  # completed since the last look at those that are kept
 
 
 class Journal:
@@ -57,15 +59,13 @@ class Journal:
         *,
         node: str,
         origin: str,
-        public_key: bytes,
-        sign: Callable[[bytes], bytes],
+        signer: Signer,
     ) -> None:
         self._connection = connection
         self._sealing = sealing
         self._node = node
         self._origin = origin
-        self._public_key = public_key
-        self._sign = sign
+        self.signer = signer
         self._frontier = Frontier()
         self._topics: dict[str, int] = {}
         self._checkpointed = self._checkpointed_ns = 0
@@ -83,7 +83,7 @@ class Journal:
     @property
     def public_key(self) -> bytes:
         """What verifies its checkpoints."""
-        return self._public_key
+        return self.signer.log_key
 
     @property
     def size(self) -> int:
@@ -164,23 +164,31 @@ class Journal:
         self._connection.executemany(
             "INSERT INTO leaves (position, leaf) VALUES (?, ?)", enumerate(self._pending, first)
         )
+        subtrees: list[Subtree] = []
         for leaf in self._pending:
-            self._frontier.append(leaf_hash(leaf.encode()))
+            self._frontier.append(leaf_hash(leaf.encode()), subtrees)
+        if subtrees:
+            self._connection.executemany("INSERT INTO subtrees VALUES (?, ?, ?)", subtrees)
         self._pending.clear()
         self._pending_subjects.clear()
         return first, self._frontier.size - 1
 
     def write_head(self) -> None:
-        """Before each commit: the authenticated head of the log, and a checkpoint after enough leaves or time."""
+        """Before each commit of something new: the authenticated head of the log, and a checkpoint if it is due."""
         self.write()
-        unsigned = self._frontier.size - self._checkpointed
-        if unsigned >= CHECKPOINT_LEAVES or (unsigned and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS):
-            self.checkpoint()
         if self._frontier.size != self._headed:
+            if self.is_checkpoint_due:
+                self.checkpoint()
             head = _encode_head(self._frontier, self._topics)
             rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
             self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
             self._headed = self._frontier.size
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether so many leaves are not signed yet, or so long."""
+        unsigned = self._frontier.size - self._checkpointed
+        return unsigned >= CHECKPOINT_LEAVES or (unsigned > 0 and self.now_ns - self._checkpointed_ns >= CHECKPOINT_NS)
 
     def checkpoint(self) -> str:
         """The signed note over all leaves so far; the one there is if none came since."""
@@ -189,9 +197,7 @@ class Journal:
         known = read_rows(self._connection, (str,), NOTES, "SELECT note FROM checkpoints WHERE size = ?", size)
         if known:
             return str(known[0][0])
-        note = sign_checkpoint(
-            Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self._public_key, self._sign
-        )
+        note = sign_checkpoint(Checkpoint(self._origin, size, self._frontier.root(), self.now_ns), self.signer)
         self._connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
         self._checkpointed, self._checkpointed_ns = size, self.now_ns
         return note
@@ -268,6 +274,7 @@ class Journal:
                     min(wanted.size, seen.frontier.size + limit),
                 ):
                     _verify_entry(seen, position, leaf)
+                self._verify_subtrees(seen)
             if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
                 raise VaultDamagedError(
                     f"the audit log in the vault was changed: its {wanted.size} entries do not give its authenticated "
@@ -278,6 +285,16 @@ class Journal:
             raise
         return seen.frontier.size, wanted.size
 
+    def _verify_subtrees(self, seen: Verification) -> None:
+        for level, number, hashed in seen.subtrees:
+            statement = "SELECT hash FROM subtrees WHERE level = ? AND number = ?"
+            if read_rows(self._connection, (bytes,), SUBTREES, statement, level, number) != [(hashed,)]:
+                raise VaultDamagedError(
+                    f"the hash over entries {number << level} to {(number + 1 << level) - 1} of the audit log is not "
+                    "kept in the vault as it was: keep the file, start a new vault"
+                )
+        seen.subtrees.clear()
+
     def _resume_checkpoints(self, size: int) -> None:
         statement = "SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1"
         last = read_rows(self._connection, (int, str), NOTES, statement)
@@ -285,7 +302,7 @@ class Journal:
             return
         ((self._checkpointed, note),) = last
         try:
-            checkpoint = verify(note, self._public_key)
+            checkpoint = verify(note, self.public_key)
         except AuditError as error:
             raise VaultDamagedError(f"the last checkpoint in the vault is damaged: {error}") from None
         if checkpoint.size != self._checkpointed or checkpoint.size > size:
@@ -320,6 +337,6 @@ def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:
     except AuditError as error:
         raise VaultDamagedError(f"entry {position} of the audit log in the vault is damaged: {error}") from None
     number = seen.topics.get(event.topic, 0) + 1
-    if seen.frontier.append(leaf_hash(leaf.encode())) != position or event.topic_sequence != number:
+    if seen.frontier.append(leaf_hash(leaf.encode()), seen.subtrees) != position or event.topic_sequence != number:
         raise VaultDamagedError(f"entries are missing before entry {position} of the audit log in the vault")
     seen.topics[event.topic] = number

@@ -227,7 +227,7 @@ def _demand_application(chosen: list[Chosen], application: str) -> None:
 def _denial(key_id: KeyId, application: str) -> Callable[[Store], None]:
     def journal(store: Store) -> None:
         subject = f"application/{store.sealing.pseudonym(application.encode())}"
-        details: dict[str, Any] = {"key": store.sealing.pseudonym(key_id.bytes)}
+        details: dict[str, Any] = {"key": store.sealing.pseudonym(key_id.bytes), **store.who}
         store.journal.record(AccessEvent, "access", "key.denied", subject, details, "refused")
 
     return journal

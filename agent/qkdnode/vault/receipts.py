@@ -11,6 +11,7 @@ from qkdnode.lifecycle.states import HOLDING
 from qkdnode.vault import bundles, extract
 from qkdnode.vault.bundles import CRYPTO_ERASE
 from qkdnode.vault.extract import SignedHead
+from qkdnode.vault.proofs import prove_inclusion
 from qkdnode.vault.readback import erasure_subject
 from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
@@ -35,6 +36,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     position: int
     leaf: str
+    proof: tuple[bytes, ...]  # that it is in the tree under the head
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -60,17 +62,23 @@ def destruction(store: Store, request: Destruction) -> Evidence:
         event = events.decode(leaf.encode())
         if event.details.get("method") == CRYPTO_ERASE and event.keys and name in event.keys:
             head = extract.log_head(store, extract.LogHead())
-            return Evidence(store.sealing.opening(raw), Entry(position, leaf), _reading(store, position), head)
+            read_back = _reading(store, position, head.size)
+            return Evidence(store.sealing.opening(raw), _entry(store, position, head.size), read_back, head)
     raise VaultError(f"the log has no entry of the destruction of key {request.key_id}: there is no receipt")
 
 
-def _reading(store: Store, position: int) -> Entry | None:
+def _entry(store: Store, position: int, size: int) -> Entry:
+    leaf, proof = prove_inclusion(store, position, size)
+    return Entry(position, leaf, proof)
+
+
+def _reading(store: Store, position: int, size: int) -> Entry | None:
     """The search of the files that was made for what this entry tells of."""
     for at, leaf in store.rows(_READING, erasure_subject(position)):
         event = events.decode(leaf.encode())
         last: Any = event.details.get("last")
         if event.outcome == "done" and isinstance(last, int) and position <= last:
-            return Entry(at, leaf)
+            return _entry(store, at, size)
     return None
 
 

@@ -560,6 +560,35 @@ class ScrubMark(Record, frozen=True):
         return None
 
 
+class Witnessed(Record, frozen=True):
+    """The neighbour's log, as this node has signed it last. With a new pair file it may be a new one."""
+
+    table: ClassVar[str] = "witnessed"
+    key: ClassVar[tuple[str, ...]] = ("link", "pair")
+    event: ClassVar[type[Event]] = LinkEvent
+    topic: ClassVar[str] = "witness"
+
+    link: str
+    pair: bytes
+    origin: str
+    size: int
+    root: bytes
+    note: str  # the neighbour's own signatures on it
+    signed_ns: int
+    contradiction: str  # another checkpoint that it has signed and that does not go with this one; empty: none
+    contradicted_ns: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return witnessed_subject(self.link, self.pair)
+
+
+def witnessed_subject(link: str, pair: bytes) -> str:
+    """The name of what is known of a neighbour's log in the audit log."""
+    return f"witnessed/{link}/{pair.hex()}"
+
+
 RECORDS: tuple[type[Record], ...] = (
     Link,
     Segment,
@@ -579,9 +608,10 @@ RECORDS: tuple[type[Record], ...] = (
     EndedKek,
     Rewrap,
     ScrubMark,
+    Witnessed,
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub",
+    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

@@ -365,6 +365,13 @@ class Delivery(msgspec.Struct, frozen=True):
     size_bits: int
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks over the network, for the leaf of what is refused to them: their key's fingerprint, and from where."""
+
+    fingerprint: str = "unknown"
+    source: str = "unknown"
+
+
 class OpenKey(Request, frozen=True):
     """Unseal one key for its application. Answer: SecretBuffer.
 
@@ -388,6 +395,7 @@ class OpenKeys(Request, frozen=True):
     key_ids: tuple[KeyId, ...]
     application: str
     peer_reachable: bool = True
+    caller: Caller = Caller()
 
 
 class OpenedKeys(msgspec.Struct, frozen=True):

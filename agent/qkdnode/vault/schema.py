@@ -363,6 +363,41 @@ CREATE TABLE checkpoints (
     note TEXT NOT NULL
 );
 
+-- Hashes of complete subtrees of the log of 256 leaves and more: number n of a level is over leaves n * 2^level on.
+CREATE TABLE subtrees (
+    level INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    PRIMARY KEY (level, number)
+) WITHOUT ROWID;
+
+-- What neighbours have signed of this log: lines that stand under the checkpoint of that size.
+CREATE TABLE cosignatures (
+    size INTEGER NOT NULL REFERENCES checkpoints (size),
+    witness TEXT NOT NULL,
+    line TEXT NOT NULL,
+    PRIMARY KEY (size, witness)
+) WITHOUT ROWID;
+CREATE INDEX cosignatures_of_witness ON cosignatures (witness, size);
+
+-- The log of the neighbour of a link, as this node has signed it last: `note` is the neighbour's own word on it, and
+-- `contradiction` the latest other one that does not go with it.
+CREATE TABLE witnessed (
+    link TEXT NOT NULL,
+    pair BLOB NOT NULL,
+    origin TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    root BLOB NOT NULL,
+    note TEXT NOT NULL,
+    signed_ns INTEGER NOT NULL,
+    contradiction TEXT NOT NULL,
+    contradicted_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, pair)
+);
+
 CREATE TABLE counts (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
+from qkdnode.audit.checkpoint import Signer
 from qkdnode.audit.events import AnyEvent
 from qkdnode.errors import VaultError
 from qkdnode.native.secret import SecretBuffer
@@ -56,8 +57,7 @@ class Vault:
         root: RootSource,
         node: str,
         draw_into: Callable[[SecretBuffer], None],
-        sign: Callable[[bytes], bytes],
-        public_key: bytes,
+        signer: Signer,
         clock_ns: Callable[[], int],
         create: bool = False,
         disk: Disk = DISK,
@@ -69,8 +69,7 @@ class Vault:
                 root=root,
                 node=node,
                 draw_into=draw_into,
-                sign=sign,
-                public_key=public_key,
+                signer=signer,
                 clock_ns=clock_ns,
                 create=create,
                 disk=disk,
@@ -159,6 +158,23 @@ class Vault:
         for asked, outcome in zip(taken, outcomes, strict=True):
             _deliver(asked, outcome)
         return not closing
+
+
+def takes_over(request: Request) -> bool:
+    """Whether the vault takes over key material with a request, once it is done."""
+    return type(request) in _MATERIAL
+
+
+def secrets_in(answer: Any) -> Iterator[SecretBuffer]:
+    """The key material in an answer."""
+    if isinstance(answer, SecretBuffer):
+        yield answer
+    elif isinstance(answer, msgspec.Struct):
+        for value in msgspec.structs.astuple(answer):
+            yield from secrets_in(value)
+    elif isinstance(answer, tuple | list):
+        for value in answer:
+            yield from secrets_in(value)
 
 
 def _deliver(asked: Asked, outcome: Outcome) -> None:

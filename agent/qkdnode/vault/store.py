@@ -30,7 +30,7 @@ from qkdnode.vault.records import (
     Segment,
     delivered_both,
 )
-from qkdnode.vault.requests import Commits, InForce
+from qkdnode.vault.requests import Caller, Commits, InForce
 from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
 
@@ -107,6 +107,7 @@ class Store:
         self.file_reading: Any = None  # the reading of the files in progress
         self.scrub: Any = None  # the pass over all records in progress
         self.reading = False  # the request in progress may change nothing
+        self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
@@ -116,6 +117,11 @@ class Store:
     def now_ns(self) -> int:
         """Wall clock of the request in progress."""
         return self.journal.now_ns
+
+    @property
+    def who(self) -> dict[str, Detail]:
+        """What leaves of access tell of who asks."""
+        return {"fingerprint": self.caller.fingerprint, "source": self.caller.source, "device": self.node}
 
     @property
     def epoch(self) -> int:

@@ -45,6 +45,8 @@ class AlarmCode(StrEnum):
     DEVICE_UNUSABLE = "DEVICE_UNUSABLE"
     DEVICE_PROTOCOL = "DEVICE_PROTOCOL"
     AUDIT_STOPPED = "AUDIT_STOPPED"
+    AUDIT_FORK = "AUDIT_FORK"
+    AUDIT_ROLLBACK = "AUDIT_ROLLBACK"
     DISK_LOW = "DISK_LOW"
     DISK_FULL = "DISK_FULL"
     VAULT = "VAULT"
@@ -168,6 +170,12 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.AUDIT_STOPPED: Kind(
         _CRITICAL, _SIGNAL, "the audit log cannot be written, so nothing is released: free the disk"
+    ),
+    AlarmCode.AUDIT_FORK: Kind(
+        _CRITICAL, _PERSON, "two histories of one audit log: export both ends' logs, keep both vaults, find who wrote"
+    ),
+    AlarmCode.AUDIT_ROLLBACK: Kind(
+        _CRITICAL, _PERSON, "an audit log has lost entries: an older copy of the vault was put back, or it was cut"
     ),
     AlarmCode.DISK_LOW: Kind(
         _MINOR, _SIGNAL, "the vault's disk is filling up: make room before nothing is released any more"

@@ -219,6 +219,12 @@ class ExportPage(Request, frozen=True, kw_only=True, tag="audit page"):
     size: U64
 
 
+class ProveEntry(Request, frozen=True, kw_only=True, tag="audit prove"):
+    """That one entry is in the log, for a stranger. Answer: Receipt."""
+
+    position: U64
+
+
 class PolicyShow(Request, frozen=True, kw_only=True, tag="policy show"):
     """One version of the policy; none given: the one in force. Answer: PolicyShown."""
 
@@ -281,6 +287,7 @@ AnyRequest: TypeAlias = (
     | Reload
     | ExportBegin
     | ExportPage
+    | ProveEntry
     | PolicyShow
     | PolicyExplain
     | PolicyApply
@@ -290,7 +297,7 @@ AnyRequest: TypeAlias = (
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
     Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -508,7 +515,7 @@ class EpochList(Answer, frozen=True, kw_only=True):
 
 
 class Receipt(Answer, frozen=True, kw_only=True):
-    """The receipt of a destroyed key, as qkdnode.audit.receipt verifies it."""
+    """A receipt: of a destroyed key, as qkdnode.audit.receipt verifies it, or of an entry, as the verifier does."""
 
     receipt: str
 
@@ -665,6 +672,7 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Reload: Reloaded,
     ExportBegin: LogHead,
     ExportPage: LogPage,
+    ProveEntry: Receipt,
     PolicyShow: PolicyShown,
     PolicyExplain: PolicyExplained,
     PolicyApply: PolicyShown,

@@ -374,6 +374,29 @@ class RevocationsWaiting(Message, frozen=True):
     count: U32
 
 
+class CosignWanted(Message, frozen=True):
+    """The sender's newest checkpoint, and that its log goes on in it from an older size: the receiver signs it too."""
+
+    old_size: U64
+    proof: Annotated[tuple[Block32, ...], Meta(max_length=63)]
+    note: Annotated[str, Meta(max_length=8 * KIB)]
+
+
+class Cosigned(Message, frozen=True):
+    """The line that the sender, as a witness, puts under the receiver's checkpoint. Journalled before it is sent."""
+
+    size: U64
+    line: Annotated[str, Meta(max_length=4 * KIB)]
+
+
+class NotCosigned(Message, frozen=True):
+    """The sender does not sign the receiver's checkpoint of this size, and why; `cosigned` is what it signed last."""
+
+    size: U64
+    cosigned: U64
+    reason: Literal["invalid", "size", "fork", "rollback", "busy", "failed"]
+
+
 class Goodbye(Message, frozen=True):
     """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
 
@@ -436,6 +459,9 @@ KINDS: tuple[Kind, ...] = (
     Kind(47, Paused, EITHER, Protection.VAULT, 4 * KIB),
     Kind(48, PadsWanted, EITHER, Protection.VAULT, 4 * KIB),
     Kind(49, PadsGranted, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(50, CosignWanted, EITHER, Protection.VAULT, 16 * KIB),
+    Kind(51, Cosigned, EITHER, Protection.VAULT, 8 * KIB),
+    Kind(52, NotCosigned, EITHER, Protection.VAULT, 4 * KIB),
     Kind(60, KeysRevoked, EITHER, Protection.VAULT, 32 * KIB),
     Kind(61, Compromised, EITHER, Protection.VAULT, 4 * KIB),
     Kind(62, RevocationsWaiting, EITHER, Protection.VAULT, 4 * KIB),

@@ -2,19 +2,19 @@
 
 import base64
 from collections.abc import Callable
+from functools import cache
 
+import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import PUBLIC, SIGNING
 
-from qkdnode.audit.checkpoint import Checkpoint, key_id, sign_checkpoint
+from qkdnode.audit.checkpoint import Checkpoint, cosign, key_id, parse, sign_checkpoint
 from qkdnode.audit.events import KeyEvent, encode
 from qkdnode.audit.export import write_export
 from qkdnode.audit.merkle import Frontier, leaf_hash
 
 ORIGIN = "node-a.audit"
 TOPICS = ("link/a-b", "keys", "node")
-PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = PRIVATE.public_key().public_bytes_raw()
 
 
 def leaf_of(position: int, subject: str = "") -> bytes:
@@ -31,6 +31,11 @@ def leaf_of(position: int, subject: str = "") -> bytes:
     )
 
 
+@cache  # signatures of ML-DSA-44 are different each time
+def signed(size: int, root: bytes) -> str:
+    return sign_checkpoint(Checkpoint(ORIGIN, size, root, 1_700_000_000_000_000_000 + size), SIGNING)
+
+
 class Log:
     """Writes exports of any leaves, honestly or not."""
 
@@ -41,14 +46,16 @@ class Log:
         self.leaves = [leaf_of(position) for position in range(187)]
 
     def note(self, size: int, leaves: list[bytes] | None = None) -> str:
-        root = Frontier(leaf_hash(leaf) for leaf in (leaves or self.leaves)[:size]).root()
-        return sign_checkpoint(Checkpoint(ORIGIN, size, root, 1_700_000_000_000_000_000 + size), PUBLIC, PRIVATE.sign)
+        return signed(size, Frontier(leaf_hash(leaf) for leaf in (leaves or self.leaves)[:size]).root())
 
     def foreign_note(self, size: int) -> str:
         """The text of another log's checkpoint, signed under this log's name."""
         body = self.note(size).partition("\n\n")[0].replace("node-a", "node-b") + "\n"
-        signature = base64.b64encode(key_id(ORIGIN, PUBLIC) + PRIVATE.sign(body.encode())).decode()
-        return f"{body}\n— {ORIGIN} {signature}\n"
+        checkpoint = parse(self.note(size)).checkpoint
+        signature = base64.b64encode(key_id(ORIGIN, PUBLIC[:32]) + SIGNING.sign(body.encode())).decode()
+        foreign = msgspec.structs.replace(checkpoint, origin="node-b.audit")
+        line = cosign(ORIGIN, (checkpoint.time_ns or 0) // 10**9, foreign, SIGNING)
+        return f"{body}\n— {ORIGIN} {signature}\n{line}"
 
     def lines(self, sizes: tuple[int, ...] = (60, 120, 180)) -> list[str]:
         """Line 0 is the header, 1-60 entries, 61 checkpoint 1, 62-121 entries, 122 checkpoint 2, ..."""

@@ -47,8 +47,8 @@ def test_both_directions_stream(log: Any) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        '{"format":"qkdnode-audit/2","origin":"a","public_key":""}\n',
-        '{"format":"qkdnode-audit/1","origin":"a","public_key":"?"}\n',
+        '{"format":"qkdnode-audit/1","origin":"a","public_key":""}\n',
+        '{"format":"qkdnode-audit/2","origin":"a","public_key":"?"}\n',
         '{"leaf":"","hash":""}\n',
         "\n",
     ],

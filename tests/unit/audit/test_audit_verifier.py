@@ -1,24 +1,31 @@
 """The offline verifier: every change of an export is found and named; damage is called unreadable."""
 
+import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from signing import OTHER, SIGNING, Signing
 
+from qkdnode.access.identities import encode_public
 from qkdnode.audit import verifier
-from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint
+from qkdnode.audit.checkpoint import Checkpoint, cosign, parse, sign_checkpoint
+from qkdnode.audit.export import write_export
 from qkdnode.audit.merkle import Frontier, leaf_hash
 from qkdnode.audit.verifier import Report, Tree, verify
+from qkdnode.channel.identity import make_identity
 from qkdnode.errors import AuditUnreadableError
 
 Lines = list[str]
-OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 def checkpoint_line(note: str) -> str:
@@ -89,7 +96,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
     ),
     "first checkpoint again at the end": (
         lambda log, x: [*x, x[61]],
-        "checkpoint 4 (entries 180-186): the size goes back from 180 to 60",
+        "checkpoint 4 (entries 180-186): signed over 60 entries, but 187 stand before it",
     ),
     "checkpoint moved down": (
         lambda log, x: [*x[:61], x[62], x[61], *x[63:]],
@@ -105,7 +112,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
     ),
     "signature of another checkpoint": (
         lambda log, x: [*x[:61], checkpoint_line(with_tail_of(log.note(60), log.note(120))), *x[62:]],
-        "checkpoint 1 (entries 0-59): the signature does not verify",
+        "checkpoint 1 (entries 0-59): the Ed25519 signature does not verify",
     ),
     "checkpoint of another origin": (
         lambda log, x: [*x[:61], checkpoint_line(log.note(60).replace("node-a", "node-b")), *x[62:]],
@@ -120,7 +127,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
         "checkpoint 1 (entries 0-59): origin 'node-a.audit', but this is the log of 'node-b.audit'",
     ),
     "header of another key": (
-        lambda log, x: [x[0].replace('"public_key":"A6', '"public_key":"B6'), *x[1:]],
+        lambda log, x: [re.sub('"public_key":"..', '"public_key":"B6', x[0]), *x[1:]],
         "header: the public key is not the one that was given",
     ),
     "a note that is none": (
@@ -140,7 +147,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
 
 def signed_by_another(log: Any) -> str:
     root = Frontier(leaf_hash(leaf) for leaf in log.leaves[:60]).root()
-    return sign_checkpoint(Checkpoint(log.origin, 60, root), OTHER.public_key().public_bytes_raw(), OTHER.sign)
+    return sign_checkpoint(Checkpoint(log.origin, 60, root), OTHER)
 
 
 def with_tail_of(note: str, other: str) -> str:
@@ -156,17 +163,18 @@ def test_tampering_is_found_and_named(log: Any, tamper: Callable[[Any, Lines], L
     assert not report.valid
     assert report.first_bad is not None
     assert report.first_bad.startswith(found)
+    assert verify([line.encode() for line in tampered], log.public_key) == report
 
 
 def test_a_foreign_log_that_is_sound_in_itself_is_refused(log: Any) -> None:
-    report = verify(log.lines(), OTHER.public_key().public_bytes_raw())
+    report = verify(log.lines(), OTHER.log_key)
     assert report == Report(False, 0, 0, 0, "header: the public key is not the one that was given")
 
 
 DAMAGES: dict[str, Callable[[Lines], list[str | bytes]]] = {
     "empty": lambda x: [],
     "no header": lambda x: [*x[1:]],
-    "another format": lambda x: [x[0].replace("audit/1", "audit/2"), *x[1:]],
+    "another format": lambda x: [x[0].replace("audit/2", "audit/1"), *x[1:]],
     "two headers": lambda x: [x[0], *x],
     "blank line": lambda x: [*x[:5], "\n", *x[5:]],
     "line cut": lambda x: [*x[:5], x[5][:40]],
@@ -227,7 +235,7 @@ def test_the_file_alone_is_a_tool(
     (tmp_path / "export").write_text(change("".join(log.lines())), "utf-8")
     key = json.loads(log.lines()[0])["public_key"]
     run = subprocess.run(
-        [sys.executable, "verifier.py", "export", key],
+        [sys.executable, "verifier.py", "export", "--key", key],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -238,9 +246,112 @@ def test_the_file_alone_is_a_tool(
     assert said in run.stdout + run.stderr
 
 
+@pytest.mark.parametrize("arguments", [[], ["export"], ["--key", "AAAA"], ["export", "AAAA"]])
+def test_a_call_without_what_is_needed_is_told_how_to(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        verifier.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: verifier.py" in capsys.readouterr().err
+
+
+KEY = base64.b64encode(bytes(1344)).decode()
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["export"], ["export", "AAAA"], ["export", "?"], ["missing", "A" * 43 + "="]]
+    ("file", "key"), [("export", "AAAA"), ("export", "?"), ("export", KEY[:-4]), ("missing", KEY), ("export", "export")]
 )
-def test_a_call_that_cannot_be_is_told_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert verifier.main(arguments) == 2
-    assert capsys.readouterr().err
+def test_a_call_that_cannot_be_is_told_so(
+    file: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export").write_text("{}\n")
+    assert verifier.main([file, "--key", key]) == 2
+    assert capsys.readouterr().err.startswith("unreadable: ")
+
+
+def test_the_key_may_be_given_as_the_nodes_public_file(
+    log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with make_identity("node", "node-a") as own:
+        note = sign_checkpoint(Checkpoint(log.origin, 187, Frontier(map(leaf_hash, log.leaves)).root(), 5), own)
+        (tmp_path / "export").write_text("".join(write_export(log.origin, own.log_key, log.leaves, [(187, note)])))
+        (tmp_path / "a.public").write_bytes(encode_public(own.public))
+    assert verifier.main([str(tmp_path / "export"), "--key", str(tmp_path / "a.public")]) == 0
+    assert capsys.readouterr().out == "187 entries, 1 checkpoints, 0 entries not yet signed\nvalid\n"
+
+
+TIME_S = 1_700_000_000
+
+
+def witnessed(log: Any, size: int, signer: Signing = OTHER, name: str = "node-b.witness") -> str:
+    note = log.note(size)
+    return str(note + cosign(name, TIME_S, parse(note).checkpoint, signer))
+
+
+def test_checkpoints_that_a_witness_has_signed_are_counted(log: Any) -> None:
+    notes = [(60, witnessed(log, 60)), (120, witnessed(log, 120)), (180, log.note(180))]
+    lines = list(write_export(log.origin, log.public_key, log.leaves, notes))
+    assert verify(lines, log.public_key) == Report(True, 187, 3, 7, None)
+    assert verify(lines, log.public_key, [OTHER.log_key]) == Report(True, 187, 3, 7, None, 2, 120)
+    another = Signing(b"a third node").log_key
+    assert verify(lines, log.public_key, [another]).witnessed == 0
+    assert verify(lines, log.public_key, [another, OTHER.log_key]).witnessed == 2
+
+
+def test_a_witness_that_has_not_signed_this_is_refused(log: Any) -> None:
+    stolen = log.note(60) + witnessed(log, 120).splitlines(keepends=True)[-1]
+    lines = list(write_export(log.origin, log.public_key, log.leaves, [(60, stolen)]))
+    assert verify(lines, log.public_key).valid
+    report = verify(lines, log.public_key, [OTHER.log_key])
+    assert report.first_bad is not None
+    assert report.first_bad.endswith("the ML-DSA-44 signature of 'node-b.witness' does not verify")
+
+
+def test_a_nodes_signature_under_another_name_makes_it_no_witness(log: Any) -> None:
+    lines = list(write_export(log.origin, log.public_key, log.leaves, [(60, witnessed(log, 60, SIGNING))]))
+    assert verify(lines, log.public_key, [OTHER.log_key]) == Report(True, 187, 1, 127, None)
+
+
+QUOTED = st.text(st.sampled_from('ab"\\\n\x01é\u2028{}[]:,0 '), max_size=12)
+
+
+@settings(max_examples=300)
+@given(
+    parts=st.lists(QUOTED | st.just('"keys":["aa"]') | st.just("keys"), min_size=1, max_size=3),
+    keys=st.none() | st.lists(st.text("0aF") | st.text('0aF",]'), max_size=4) | st.just("aa"),
+    topic=st.sampled_from(["node", 'no"de', "no\\de"]),
+    number=st.integers(1, 3),
+    spaced=st.booleans(),
+    changed=st.integers(-1, 400),
+)
+def test_the_quick_reading_of_a_line_is_the_slow_one(
+    parts: list[str], keys: Any, topic: str, number: int, spaced: bool, changed: int
+) -> None:
+    """Wherever the quick one has an opinion the slow one has the same, and leaves the same behind."""
+    event = {"details": parts, "keys": keys, "topic": topic, "topic_sequence": number}
+    leaf = json.dumps(event, ensure_ascii=False)
+    leaf = leaf if spaced else leaf.replace(": ", ":").replace(", ", ",")
+    line = bytearray(verifier.write_line({"leaf": leaf, "hash": leaf_hash(leaf.encode()).hex()}).encode())
+    if 0 <= changed < len(line):
+        line[changed] ^= 0x22
+    quick = verifier.quick_entry(bytes(line))
+    if quick is not None:
+        assert quick == verifier.read_entry(**verifier.read_line(1, bytes(line)))
+        assert verifier.quick_entry(bytes(line).decode()) is None  # only bytes are looked at so
+
+
+def test_lines_as_a_node_writes_them_are_read_quickly(log: Any) -> None:
+    lines = [line.encode() for line in log.lines(())[1:]]
+    plain = [line for line in lines if b"\\\\" not in line]
+    assert len(plain) == 187 - len([line for line in lines if b"\\\\" in line])
+    assert None not in [verifier.quick_entry(line) for line in plain]
+
+
+def test_lines_that_are_looked_at_ahead_give_the_same_verdict(log: Any) -> None:
+    """The order in which a pool of processes hands back what it has found is that of the lines."""
+    lines = [line.encode() for line in log.lines()]
+    with ThreadPoolExecutor(2) as pool:
+        assert verify(lines, log.public_key, look=pool.map) == verify(lines, log.public_key)
+        bad = [*lines[:90], lines[91], lines[90], *lines[92:]]
+        assert verify(bad, log.public_key, look=pool.map) == verify(bad, log.public_key)
+        assert not verify(bad, log.public_key).valid

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_node import PUBLIC, ControlNode
+from control_node import ControlNode
+from signing import OTHER, PUBLIC
 
 from qkdnode.audit.verifier import read_lines, verify
 from qkdnode.channel.operator import load_operator
@@ -94,7 +95,7 @@ def test_an_export_that_is_cut_or_altered_is_noticed_and_leaves_no_half_file(
 
 def test_another_node_s_key_does_not_verify_it(client: Client, tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="does not verify"):
-        export_log(client, tmp_path / "alice.export", bytes(32))
+        export_log(client, tmp_path / "alice.export", OTHER.log_key)
     assert not (tmp_path / "alice.export").exists()
 
 

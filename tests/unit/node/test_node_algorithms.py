@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.config import Config, decode_config
@@ -20,7 +20,6 @@ from qkdnode.vault.core import VaultCore
 from qkdnode.vault.epochs import RewrapKeys
 from qkdnode.vault.root import CREDENTIAL, CredentialFile, PassphraseFile
 
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DAY_S = 86_400
 START_S = 1_796_256_000  # 2026-12-03
 NODE = """
@@ -54,8 +53,8 @@ class Node:
 
     def open(self) -> None:
         self.core = VaultCore.open(
-            self.path, root=self.root, node="a", draw_into=draw_into, sign=SIGNING.sign,
-            public_key=SIGNING.public_key().public_bytes_raw(), clock_ns=self.wall_ns, create=not self.path.exists(),
+            self.path, root=self.root, node="a", draw_into=draw_into, signer=SIGNING,
+            clock_ns=self.wall_ns, create=not self.path.exists(),
         )  # fmt: skip
 
     def restart(self) -> None:

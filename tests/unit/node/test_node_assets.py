@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.config import decode_config
@@ -23,7 +23,6 @@ from qkdnode.vault.core import VaultCore
 from qkdnode.vault.root import CredentialFile
 from qkdnode.wire.control import Asset
 
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 NOW_NS = 1_770_000_000_000_000_000
 TEXT = """
 [node]
@@ -91,8 +90,8 @@ class Node:
 
     def start(self) -> None:
         self.core = VaultCore.open(
-            self.path, root=self.root, node="a", draw_into=draw_into, sign=SIGNING.sign,
-            public_key=SIGNING.public_key().public_bytes_raw(), clock_ns=lambda: NOW_NS, create=not self.path.exists(),
+            self.path, root=self.root, node="a", draw_into=draw_into, signer=SIGNING,
+            clock_ns=lambda: NOW_NS, create=not self.path.exists(),
         )  # fmt: skip
         self.recorder = Recorder(
             "a", ask=self.ask, clock_ns=lambda: NOW_NS, monotonic_ns=lambda: round(self.loop.time() * 1e9), log=Log()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.audit.events import NodeEvent
@@ -21,7 +21,6 @@ from qkdnode.vault.core import VaultCore
 from qkdnode.vault.root import CredentialFile
 from qkdnode.watch.alarms import QUIET_NS, AlarmState
 
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 WALL_NS = 1_700_000_000_000_000_000
 
 
@@ -57,8 +56,8 @@ class Node:
 
     def start(self) -> None:
         self.core = VaultCore.open(
-            self.path, root=self.root, node="a", draw_into=draw_into, sign=SIGNING.sign,
-            public_key=SIGNING.public_key().public_bytes_raw(), clock_ns=self.wall_ns, create=not self.path.exists(),
+            self.path, root=self.root, node="a", draw_into=draw_into, signer=SIGNING,
+            clock_ns=self.wall_ns, create=not self.path.exists(),
         )  # fmt: skip
         self.log = Log()
         self.recorder = Recorder(

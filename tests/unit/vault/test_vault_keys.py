@@ -6,7 +6,8 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from vaults import FIRST, HERE, LINK, PUBLIC, End, Pair, contents, material_of, waiting
+from signing import PUBLIC
+from vaults import FIRST, HERE, LINK, End, Pair, contents, material_of, waiting
 
 from qkdnode.audit.events import KeyEvent
 from qkdnode.audit.verifier import verify

@@ -13,7 +13,19 @@ import apsw
 import msgspec
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
-from vaults import EVERYWHERE, FIRST, HERE, LINK, PUBLIC, SIGNING, Counter, End, Pair, contents, material_of, waiting
+from signing import OTHER, PUBLIC, SIGNING
+from vaults import (
+    EVERYWHERE,
+    FIRST,
+    HERE,
+    LINK,
+    Counter,
+    End,
+    Pair,
+    contents,
+    material_of,
+    waiting,
+)
 
 from qkdnode.audit.events import AccessEvent, AlarmEvent, LinkEvent
 from qkdnode.audit.verifier import verify
@@ -60,8 +72,7 @@ def opened(path: Path, source: root.RootSource, *, create: bool = False) -> Vaul
         root=source,
         node="a",
         draw_into=counter.draw_into,
-        sign=SIGNING.sign,
-        public_key=PUBLIC,
+        signer=SIGNING,
         clock_ns=counter.clock_ns,
         create=create,
     )
@@ -197,7 +208,7 @@ def test_a_vault_of_another_node_or_key_or_a_foreign_file_is_refused(end: End) -
     with pytest.raises(VaultError, match="belongs to node 'a'"):
         end.open(node="z")
     with pytest.raises(VaultError, match="another key"):
-        end.open(public_key=bytes(32))
+        end.open(signer=OTHER)
     with end.tampering() as file:
         file.execute("PRAGMA user_version = 99")
     with pytest.raises(VaultError, match="format 99"):
@@ -373,7 +384,7 @@ def test_no_key_material_reaches_the_files(pair: Pair) -> None:
 WORKER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from vaults import *
 from qkdnode.vault.requests import ReservePads
 end = End(Path(sys.argv[1]), ALICE)
@@ -386,7 +397,7 @@ while True:
 
 
 def test_pads_answered_before_a_kill_are_never_reserved_again(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", WORKER, str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[2])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         reserved = [int(worker.stdout.readline()) for _ in range(20)]

@@ -1,25 +1,21 @@
 """Receipts from a vault: for every key that is destroyed, for none that is here."""
 
-import asyncio
-from typing import Any
-
 import pytest
+from signing import PUBLIC
 from test_vault_epochs import read
 from test_vault_keys import delivered
-from vaults import PUBLIC, End, Pair
+from vaults import End, Pair
 
 from qkdnode.audit import receipt
 from qkdnode.control.receipts import destruction_receipt
 from qkdnode.errors import VaultError
 from qkdnode.ids import KeyId
+from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.revocations import RevokeKeys
 
 
 def receipt_of(end: End, key_id: KeyId) -> receipt.Verdict:
-    async def ask(request: Any) -> Any:
-        return end.call(request)
-
-    text = asyncio.run(destruction_receipt(key_id, ask))
+    text = destruction_receipt(key_id, end.call(Destruction(key_id=key_id)))
     return receipt.verify(text.encode(), PUBLIC)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING
 
 from qkdnode.errors import NoEntropyError, VaultError
 from qkdnode.ids import ALICE
@@ -11,8 +11,6 @@ from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.requests import OpenLink, ProvisionLink
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.service import Vault
-
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_error_and_changes_nothing(
@@ -32,8 +30,7 @@ def test_a_request_that_cannot_be_sealed_for_want_of_entropy_fails_as_a_vault_er
         root=CredentialFile("credential", tmp_path),
         node="a",
         draw_into=draw_into,
-        sign=SIGNING.sign,
-        public_key=SIGNING.public_key().public_bytes_raw(),
+        signer=SIGNING,
         clock_ns=lambda: 1_700_000_000_000_000_000,
         create=True,
     ) as vault:

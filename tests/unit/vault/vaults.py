@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import SIGNING, Signing
 
 from qkdnode.ids import ALICE, BOB, PROVISIONED, Association, BatchId, KeyId
 from qkdnode.native.secret import SecretBuffer
@@ -42,8 +42,6 @@ HERE = Association("payroll", "ledger", LINK)
 NODES = {ALICE: "a", BOB: "b"}
 FIRST = BatchId(1, 1)
 EVERYWHERE = tuple(PadSpan(segment, 0, 2**20) for segment in (PROVISIONED, FIRST))  # what a generous peer has granted
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 START_NS = 1_700_000_000_000_000_000
 
 
@@ -84,14 +82,13 @@ class End:
             secret.write_bytes(b"0123456789abcdef" + self.role.encode())
         return CredentialFile("credential", self.directory)
 
-    def open(self, *, create: bool = False, node: str | None = None, public_key: bytes = PUBLIC) -> Vault:
+    def open(self, *, create: bool = False, node: str | None = None, signer: Signing = SIGNING) -> Vault:
         self.vault = Vault.open(
             self.path,
             root=self.root(),
             node=node or NODES[self.role],
             draw_into=self.counter.draw_into,
-            sign=SIGNING.sign,
-            public_key=public_key,
+            signer=signer,
             clock_ns=self.counter.clock_ns,
             create=create,
         )
