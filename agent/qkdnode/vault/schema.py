@@ -6,7 +6,7 @@ the file is secret. A `batch` is 12 bytes, session 8 and number 4, big-endian, s
 """
 
 APPLICATION_ID = 0x514B4456  # "QKDV"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 BUSY_MS = 5000
 PRAGMAS = (
