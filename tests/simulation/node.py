@@ -264,6 +264,9 @@ class SimulatedWorld(World):
     def wall_ns(self) -> int:
         return START_NS + round((self._life.loop.time() + self._site.clock_error_s) * 1e9)
 
+    def steady_ns(self) -> int:
+        return round(self._life.loop.time() * 1e9)
+
     async def open_vault(self, path: Path, **options: Any) -> Any:
         disk = self._site.disk
         await asyncio.sleep(0.01)

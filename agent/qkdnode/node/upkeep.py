@@ -11,6 +11,7 @@ from typing import Any
 from qkdnode.errors import VaultError
 from qkdnode.vault.epochs import EndEpoch, MoveDataKeys
 from qkdnode.vault.readback import ReadBack, ReadBackState
+from qkdnode.vault.retirement import Retired, RetireKeys
 from qkdnode.vault.scopes import MoveRows
 from qkdnode.vault.scrub import Scrub, ScrubState
 from qkdnode.watch.alarms import AlarmCode
@@ -33,6 +34,30 @@ async def move_rows(ask: Callable[[Any], Awaitable[Any]], alarm: Callable[[str, 
             alarm(error.code, "vault", str(error))
             some_are_left = False
         await asyncio.sleep(PAUSE_S if some_are_left else IDLE_S)
+
+
+async def retire(
+    ask: Callable[[Any], Awaitable[Any]],
+    alarm: Callable[[str, str, str], None],
+    ended: Callable[[tuple[str, ...]], None],
+) -> None:
+    """End keys that are due by the terms of their class for as long as the node runs, what was due at the start first.
+
+    `ended` is told the links whose neighbours are to hear of it. No key is released past its end meanwhile: that is
+    decided at each release, by the same time.
+    """
+    while True:
+        done = Retired(0, 0, (), False)
+        try:
+            done = await ask(RetireKeys())
+        except VaultError as error:
+            alarm(error.code, "vault", str(error))
+        if done.links:
+            ended(done.links)
+        for name in done.lost:
+            told = f"the policy knows no class {name!r} any more: its keys end in an hour, unless it is mended"
+            alarm(AlarmCode.POLICY, f"class {name}", told)
+        await asyncio.sleep(PAUSE_S if done.more else IDLE_S)
 
 
 class Care:

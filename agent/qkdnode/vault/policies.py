@@ -28,7 +28,7 @@ from qkdnode.errors import ApprovalError, PolicyError, QkdnodeError, VaultDamage
 from qkdnode.lifecycle.policy.builtin import VERSION, Configured, default_document
 from qkdnode.lifecycle.policy.check import check
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.lifecycle.policy.document import Document, parse, render
+from qkdnode.lifecycle.policy.document import Document, KeyClass, parse, render
 from qkdnode.vault.records import AppliedPolicy, KnownAssociation, policy_subject
 from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, InForce, PolicyVersion, ShowPolicy
 from qkdnode.vault.store import Aftermath, Store
@@ -104,6 +104,20 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
     store.policy.forget()
     store.policy.head = None
     return _version(store, row, in_force(store))
+
+
+def last_known(store: Store, key_class: str) -> KeyClass | None:
+    """The terms of a class in the newest version that knew it, for one that the policy in force does not know."""
+    former, number = store.policy.former, in_force(store).number
+    if key_class not in former:
+        found: KeyClass | None = None
+        for version in range(number - 1, -1, -1):
+            document = _in_force(store, _sound_row(store, version) if version else None).document
+            found = document.key_class(key_class)
+            if found is not None:
+                break
+        former[key_class] = found
+    return former[key_class]
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------
