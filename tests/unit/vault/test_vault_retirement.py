@@ -220,6 +220,24 @@ def test_an_acknowledgement_that_was_on_its_way_at_the_end_counts(pair: Pair) ->
     assert pair.alice.call(Status()).keys_delivered_both == 3
 
 
+def test_timers_end_the_keys_of_a_bundle_that_they_are_about_and_no_other(pair: Pair) -> None:
+    pair.stock()
+    both(pair, policy("max_age_at_release_s = 10\nlifetime_s = 500"))
+    keys = pair.ready(pair.alice, count=4)
+    delivered(pair, keys[:1])
+    delivered(pair, keys[1:2], (pair.alice,))
+    passes(pair, 11 + GRACE_S)
+    assert retire(pair.alice) == 2
+    carry(pair)
+    assert [pair.alice.call(ShowKey(key_id=key)).state for key in keys] == ["delivered"] * 2 + ["destroyed"] * 2
+    assert sealed(pair.bob) == 1
+    passes(pair, GRACE_S)
+    assert retire(pair.bob) == 1, "whose application never took it"
+    carry(pair)
+    for end in pair.ends:
+        assert [end.call(ShowKey(key_id=key)).state for key in keys] == ["delivered"] + ["destroyed"] * 3
+
+
 def test_records_go_after_the_metadata_s_time_and_the_log_stays(pair: Pair) -> None:
     pair.stock()
     both(pair, policy("max_age_at_release_s = 10\nretain_metadata_s = 1000"))
