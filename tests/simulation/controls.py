@@ -194,7 +194,7 @@ def released_at_any_age() -> Iterator[None]:
     def ageless(decision: Any, **facts: Any) -> Any:
         return due(decision, **{**facts, "age_ns": None})
 
-    late = mock.patch.object(retirement, "due", lambda terms, timer, since_ns, *, own: None)
+    late = mock.patch.object(retirement, "due", return_value=None)
     with mock.patch.object(entitlements, "due", ageless), late:
         yield
 

@@ -18,6 +18,7 @@ from qkdnode.lifecycle.policy import quotas
 from qkdnode.lifecycle.policy.decision import (
     Case,
     Decision,
+    cut_for,
     due,
     first_allowed,
     nothing_permits,
@@ -115,7 +116,7 @@ def known_association(store: Store, wanted: Association) -> KnownAssociation | N
 def accept(store: Store, association: KnownAssociation, allocate: Allocate) -> Allotment | str:
     """What keys that the neighbour has cut are here; or why the policies of both ends do not let them be."""
     decision = _decision(store, association, allocate.key_class, allocate.size_bits)
-    decision = due(decision, now_ns=store.trusted_ns)
+    decision = cut_for(due(decision, now_ns=store.trusted_ns), store.disallowed)
     if not decision.allowed or decision.terms is None:
         return f"policy: {decision.reason} [rule {decision.rule}]"
     allotment = _allotment(store, association, decision.terms)
@@ -129,9 +130,12 @@ def explain(store: Store, request: ExplainPolicy) -> Explanation:
     policy, wanted = policies.in_force(store), request.association
     names = [its.name for its in policy.document.classes] if request.key_class is None else [request.key_class]
     decisions = (
-        due(
-            standing(policy.document, Case(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
-            now_ns=store.trusted_ns,
+        cut_for(
+            due(
+                standing(policy.document, Case(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
+                now_ns=store.trusted_ns,
+            ),
+            store.disallowed,
         )
         for name in names
     )
@@ -230,7 +234,10 @@ def _chosen(store: Store, association: KnownAssociation, size_bits: int) -> Deci
     """The first class of the policy that the association may have now."""
     classes = policies.in_force(store).document.classes
     return first_allowed(
-        (due(_decision(store, association, its.name, size_bits), now_ns=store.trusted_ns) for its in classes),
+        (
+            cut_for(due(_decision(store, association, its.name, size_bits), now_ns=store.trusted_ns), store.disallowed)
+            for its in classes
+        ),
         nothing_permits(association.local, association.remote, association.link, size_bits),
     )
 

@@ -80,7 +80,7 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
     try:
         if request.repeats is not None:
             document = _repeated(rows, request.repeats)
-        _demand_sound(document, request.algorithms)
+        _demand_sound(store, document, request.algorithms)
         approvals = [decode_approval(data, f"approval {i}") for i, data in enumerate(request.approvals, 1)]
         wanted = guarded_request(store.node, number, previous, document)
         approved = check_approvals(wanted, approvals, request.people, store.now_ns, _signed)
@@ -245,8 +245,9 @@ def _repeated(rows: list[AppliedPolicy], number: int) -> bytes:
     return rows[number - 1].document
 
 
-def _demand_sound(data: bytes, algorithms: tuple[str, ...]) -> None:
-    errors = [str(finding) for finding in check(parse(data), frozenset(algorithms)) if finding.error]
+def _demand_sound(store: Store, data: bytes, algorithms: tuple[str, ...]) -> None:
+    found = check(parse(data), frozenset(algorithms), store.disallowed, store.deprecated)
+    errors = [str(finding) for finding in found if finding.error]
     if errors:
         more = f" and {len(errors) - _SHOWN} more" * (len(errors) > _SHOWN)
         raise PolicyError(f"the policy cannot be applied: {'; '.join(errors[:_SHOWN])}{more}")

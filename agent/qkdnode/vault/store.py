@@ -110,6 +110,8 @@ class Store:
         self.file_reading: Any = None  # the reading of the files in progress
         self.scrub: Any = None  # the pass over all records in progress
         self.reading = False  # the request in progress may change nothing
+        self.disallowed: tuple[str, ...] = ()  # algorithms, by the node's registry on the day that counts
+        self.deprecated: tuple[str, ...] = ()
         self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
