@@ -25,11 +25,11 @@ VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
 KEEP_NS = 60 * 10**9  # trusted time is written so often while nothing else is
 SUBJECTS_AT_ONCE = 128
+SUBJECTS_REMEMBERED = 16_384
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
 SUBTREES = "a hash over entries of the audit log in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
-_NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -80,6 +80,7 @@ class Journal:
         self._checkpointed = self._checkpointed_ns = 0
         self._pending: list[str] = []
         self._pending_subjects: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # newest leaves that this process wrote, by subject: as many as it remembers
         self._verification = Verification(empty_head())
         self._headed = 0  # size of the log under the stored head
         self.now_ns = 0
@@ -143,17 +144,15 @@ class Journal:
 
     def newest(self, subject: str) -> int | None:
         """Position of the newest leaf about a subject."""
-        pending = self._pending_subjects.get(subject)
-        if pending is not None:
-            return pending
-        row = self._connection.execute(_NEWEST, (subject,)).fetchone()
-        return None if row is None else row[0]
+        return self.newest_of((subject,)).get(subject)
 
     def newest_of(self, subjects: Sequence[str]) -> dict[str, int]:
         """Position of the newest leaf about each of several subjects."""
-        newest: dict[str, int] = {}
-        for i in range(0, len(subjects), SUBJECTS_AT_ONCE):
-            page = subjects[i : i + SUBJECTS_AT_ONCE]
+        known = self._written
+        newest = {subject: known[subject] for subject in subjects if subject in known}
+        others = [subject for subject in subjects if subject not in known] if len(newest) < len(subjects) else []
+        for i in range(0, len(others), SUBJECTS_AT_ONCE):
+            page = others[i : i + SUBJECTS_AT_ONCE]
             slots = ", ".join("?" * len(page))
             statement = f"SELECT subject, max(position) FROM leaves WHERE subject IN ({slots}) GROUP BY subject"
             newest.update(self._connection.execute(statement, page))
@@ -172,6 +171,7 @@ class Journal:
         self._headed, self._kept = min(self._headed, mark.frontier.size), mark.kept
         self._pending.clear()
         self._pending_subjects.clear()
+        self._written.clear()
 
     def write(self) -> tuple[int, int]:
         """Write the leaves of the request that ends; the positions of the first and last of them."""
@@ -186,6 +186,9 @@ class Journal:
             self._frontier.append(leaf_hash(leaf.encode()), subtrees)
         if subtrees:
             self._connection.executemany("INSERT INTO subtrees VALUES (?, ?, ?)", subtrees)
+        if len(self._written) > SUBJECTS_REMEMBERED:
+            self._written.clear()
+        self._written.update(self._pending_subjects)
         self._pending.clear()
         self._pending_subjects.clear()
         return first, self._frontier.size - 1
