@@ -100,8 +100,11 @@ def _of_held(terms: Terms, since_ns: int) -> list[tuple[int, str]]:
 
 
 def _of_active(terms: Terms, since_ns: int) -> list[tuple[int, str]]:
-    """A window that ends makes no key inactive that is in use: its lifetime does, or people who take its class away."""
-    ends = _of_lost(terms)
+    """A window that ends makes no key inactive that is in use: its lifetime does, or people who take its class away.
+
+    Not under a hold: what only one application has would be due for ever, and must not be destroyed.
+    """
+    ends = [] if terms.held else _of_lost(terms)
     known = terms.known
     if known is not None and known.lifetime_s is not None:
         ends.append((since_ns + known.lifetime_s * SECOND_NS, LIFETIME))

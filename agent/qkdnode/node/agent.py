@@ -186,7 +186,10 @@ class Agent:
         self._rechecking = asyncio.create_task(self._algorithms.run(), name="algorithms")
         self._reading = asyncio.create_task(self._read_log())
         self._timing = asyncio.create_task(self._clock.run(), name="clock")
-        self._retiring = asyncio.create_task(retire(self.ask, self._recorder.alarm, self._retired), name="retirement")
+        self._retiring = asyncio.create_task(
+            retire(self.ask, self._recorder.alarm, self._retired, lambda: self._world.monotonic_ns() / 1e9),
+            name="retirement",
+        )
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
         self._caring = asyncio.create_task(care.run(), name="care")

@@ -42,7 +42,7 @@ class Retired(msgspec.Struct, frozen=True):
     records: int  # rows that were deleted
     links: tuple[str, ...]  # whose neighbours are to be told
     more: bool  # something may be due still
-    lost: tuple[str, ...] = ()  # classes of which it was just noticed that the policy has lost them
+    lost: tuple[str, ...] = ()  # classes of which keys will end, as the policy has lost them
 
 
 class FollowRetired(Request, frozen=True):
@@ -237,7 +237,14 @@ def _note_lost(store: Store) -> tuple[str, ...]:
     for name, row in known.items():
         if name not in lost:
             store.remove(row, "class.known_again", policy=number)
-    return tuple(name for name in lost if name not in known)
+    return tuple(name for name in lost if not terms_of(store, name).held and _has_keys(store, name))
+
+
+def _has_keys(store: Store, key_class: str) -> bool:
+    """Whether keys of a class wait or are in use."""
+    columns = (COLUMNS[Timer.PRE_ACTIVE], COLUMNS[Timer.ACTIVE])
+    statements = (f"SELECT 1 FROM bundles WHERE {_of(column)} LIMIT 1" for column in columns)
+    return any(store.rows(statement, key_class, own) for statement in statements for own in _BOTH)
 
 
 # --- what becomes of it ----------------------------------------------------------------------------------------------
