@@ -29,9 +29,11 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    doubts,
     entitlements,
     epochs,
     extract,
+    holdings,
     inventory,
     keys,
     lineage,
@@ -67,6 +69,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
+    holdings, doubts,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

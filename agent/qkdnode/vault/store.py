@@ -33,6 +33,7 @@ from qkdnode.vault.records import (
 from qkdnode.vault.requests import Caller, Commits, InForce
 from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
+from qkdnode.vault.stretches import Stretches
 
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
@@ -102,6 +103,7 @@ class Store:
         self.medium = medium  # the files, to be read again
         self.commits = Commits()
         self.erasures = Erasures()
+        self.stretches = Stretches()
         self.empties_log = False  # the write-ahead log is to be emptied once this group is committed
         self.log_emptied = 0  # how often it was
         self.file_reading: Any = None  # the reading of the files in progress
@@ -296,6 +298,7 @@ class Store:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
         first, last = self.journal.write()
         self.erasures.end_request(first, last)
+        self.stretches.write(self.connection)
         if self._counts:
             self.connection.executemany(_COUNT, list(self._counts.items()))
             self._counts.clear()
@@ -305,6 +308,7 @@ class Store:
         self._associations.clear()
         self._every.clear()
         self._counts.clear()
+        self.stretches.forget()
         self.policy.forget()
         self.sealing.forget()
         self.erasures.undo_request()
@@ -314,6 +318,7 @@ class Store:
             self._count_keys(row.states, row.far, by)
         if isinstance(row, Bundle | Chunk | Segment) and row.kek is not None:
             self._counts[f"{UNDER_KEK}{row.kek}"] += by
+        self.stretches.touch(row)
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
         for letter in set(states):
@@ -379,6 +384,8 @@ class Store:
         def set_aside(store: "Store") -> None:
             if record.set_aside is not None:
                 store.connection.execute(_statements(record).set_aside, (record.set_aside, *key))
+            if record in (Bundle, Chunk):
+                store.stretches.touch_all()  # what such a row says of its place is not to be believed
             if record is Bundle:
                 states, far = row[_STATES], row[_FAR]
                 if isinstance(states, bytes) and isinstance(far, bytes):
