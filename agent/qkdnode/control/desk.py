@@ -69,6 +69,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.PolicyApply: Action.POLICY_APPLY,
     wire.Assets: Action.INVENTORY_READ,
     wire.Algorithms: Action.INVENTORY_READ,
+    wire.Comparisons: Action.INVENTORY_READ,
+    wire.Reconcile: Action.INVENTORY_RECONCILE,
 }
 
 
@@ -381,6 +383,14 @@ class Desk:
     async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
         return await self._port.algorithms()
 
+    async def _comparisons(self, request: wire.Comparisons, _: Operator) -> Answer:
+        return wire.ComparisonList(comparisons=await self._port.compared(request.link))
+
+    async def _reconcile(self, request: wire.Reconcile, _: Operator) -> Answer:
+        before = await self._port.compared(request.link)
+        await self._port.compare(request.link)
+        return wire.ComparisonList(comparisons=before)
+
 
 HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
     wire.Status: Desk._status,
@@ -411,6 +421,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.PolicyApply: Desk._policy_apply,
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
+    wire.Comparisons: Desk._comparisons,
+    wire.Reconcile: Desk._reconcile,
 }
 
 
@@ -424,6 +436,8 @@ def _particulars(request: Request) -> Details:
     match request:
         case wire.Pause(link=link) | wire.Resume(link=link):
             return {"link": link}
+        case wire.Reconcile(link=link):
+            return {"link": link or "all"}
         case wire.Acknowledge(code=code, subject=subject):
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id) | wire.ShowLineage(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):

@@ -6,7 +6,16 @@ from typing import Any
 import msgspec
 
 from qkdnode.vault.requests import PolicyVersion
-from qkdnode.wire.control import AlgorithmList, Asset, DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
+from qkdnode.wire.control import (
+    AlgorithmList,
+    Asset,
+    ComparisonEntry,
+    DeviceStatus,
+    LinkStatus,
+    NodeStatus,
+    PolicyApply,
+    Reloaded,
+)
 
 
 class NodePort(msgspec.Struct, frozen=True):
@@ -28,3 +37,5 @@ class NodePort(msgspec.Struct, frozen=True):
     apply_policy: Callable[[PolicyApply, str], Awaitable[PolicyVersion]]  # by
     assets: Callable[[], Awaitable[tuple[tuple[Asset, ...], tuple[str, ...]]]]  # and tables that fit none of them
     algorithms: Callable[[], Awaitable[AlgorithmList]]
+    compared: Callable[[str | None], Awaitable[tuple[ComparisonEntry, ...]]]  # of one link, or of each
+    compare: Callable[[str | None], Awaitable[None]]  # begin to

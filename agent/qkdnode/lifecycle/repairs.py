@@ -33,6 +33,7 @@ class Verdict(StrEnum):
 class Repair(msgspec.Struct, frozen=True):
     """What is done about a verdict: at once, once it stands a second look, and once it was kept for long enough."""
 
+    rule: str  # for people
     at_once: tuple[Step, ...] = ()
     standing: tuple[Step, ...] = ()
     kept: tuple[Step, ...] = ()
@@ -40,17 +41,23 @@ class Repair(msgspec.Struct, frozen=True):
 
 
 REPAIRS: dict[Verdict, Repair] = {
-    Verdict.AGREED: Repair(difference=False),
-    Verdict.IN_FLIGHT: Repair(difference=False),
-    Verdict.THEIRS: Repair(),
-    Verdict.ORPHAN: Repair(at_once=(Step.QUARANTINE,), kept=(Step.DESTROY,)),
-    Verdict.HAD: Repair(at_once=(Step.QUARANTINE,), standing=(Step.DELIVER,)),
-    Verdict.ENDED: Repair(at_once=(Step.QUARANTINE,)),  # and then the steps to where it ended
-    Verdict.HEARD: Repair(standing=(Step.FAR_DELIVER,)),
-    Verdict.ANSWERED: Repair(standing=(Step.ACCEPT,)),
-    Verdict.UNANSWERED: Repair(kept=(Step.REFUSE,)),
-    Verdict.USELESS: Repair(kept=(Step.DESTROY,)),
-    Verdict.EXPLAINED: Repair(at_once=(Step.RESTORE,)),
+    Verdict.AGREED: Repair("nothing", difference=False),
+    Verdict.IN_FLIGHT: Repair("nothing: a message that is kept until it is confirmed settles it", difference=False),
+    Verdict.THEIRS: Repair("nothing here: the far end follows"),
+    Verdict.ORPHAN: Repair(
+        "quarantined; destroyed if nobody explains it", at_once=(Step.QUARANTINE,), kept=(Step.DESTROY,)
+    ),
+    Verdict.HAD: Repair(
+        "quarantined; then taken as delivered, and its bits destroyed",
+        at_once=(Step.QUARANTINE,),
+        standing=(Step.DELIVER,),
+    ),
+    Verdict.ENDED: Repair("quarantined; then taken to where it ended", at_once=(Step.QUARANTINE,)),
+    Verdict.HEARD: Repair("noted: the far application has it", standing=(Step.FAR_DELIVER,)),
+    Verdict.ANSWERED: Repair("made ready, as the far end has accepted it", standing=(Step.ACCEPT,)),
+    Verdict.UNANSWERED: Repair("kept from everybody; then burnt", kept=(Step.REFUSE,)),
+    Verdict.USELESS: Repair("kept on the list; then destroyed", kept=(Step.DESTROY,)),
+    Verdict.EXPLAINED: Repair("restored", at_once=(Step.RESTORE,)),
 }
 
 # Where a key goes that is out of use at the other end: the steps of these that it can take, in this order.

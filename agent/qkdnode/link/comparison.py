@@ -68,6 +68,7 @@ class Link(Protocol):
 class ComparisonState(msgspec.Struct, frozen=True):
     """How the last comparison ended, or how far the present one is."""
 
+    looks: int = 0
     running: bool = False
     begun_ns: int = 0  # monotonic; 0: there was none
     ended_ns: int = 0
@@ -209,7 +210,7 @@ class Comparison:
             await self._end_doubts()
             self._look_after(HOURLY_S)
             return
-        self._tell(ComparisonState(running=True, begun_ns=self._now_ns))
+        self._tell(ComparisonState(looks=self.state.looks + 1, running=True, begun_ns=self._now_ns))
         failed = ""
         try:
             await self._compare()

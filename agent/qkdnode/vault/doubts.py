@@ -31,7 +31,13 @@ KEPT_LOOKS = 12
 LOOK_NS = 50 * 10**9  # looks that follow sooner count as one
 PAGE, AT_ONCE = 64, 4096
 OLDER_COPY, UNHEARD = "older copy", "provisioned anew"
-STOCK = "stock"
+STOCK, STOCK_THERE = "stock", "stock there"
+_RULES = {
+    OLDER_COPY: "quarantined; then destroyed, unless the far end knows where it ended",
+    UNHEARD: "quarantined until the far end has answered for it",
+    STOCK: "bits that the far end has not got are burnt",
+    STOCK_THERE: REPAIRS[Verdict.THEIRS].rule,
+}
 
 
 class CompareHeld(Request, frozen=True):
@@ -87,6 +93,11 @@ class EndDoubts(Request, frozen=True):
     """Destroy what this vault cannot ask the neighbour about, once it was kept for long enough. Answer: int, keys."""
 
     link: str
+
+
+def rule_of(name: str) -> str:
+    """What is done about what a comparison found, in words."""
+    return _RULES[name] if name in _RULES else REPAIRS[Verdict(name)].rule
 
 
 def compare_held(store: Store, request: CompareHeld) -> Compared:
@@ -183,7 +194,8 @@ class _Case:
         """What came of it."""
         if self._revoked:
             revocations.tell(self._store, self._link.link, Reason.UNSPECIFIED.value, self._revoked)
-        found, repaired = dict(sorted(self._found.items())), dict(sorted(self._repaired.items()))
+        found = {str(name): count for name, count in sorted(self._found.items())}
+        repaired = dict(sorted(self._repaired.items()))
         return Compared(found, self._unsettled, repaired, tuple(sorted(self._notify)))
 
     # --- Bundles ---
@@ -336,7 +348,7 @@ class _Case:
         self._unsettled += _bits(extra) - _bits(lacking)
         theirs = _bits(missing_from(missing_from(there, mine), self._under_way()))
         if theirs:
-            self._found[f"{STOCK} there"] += theirs
+            self._found[STOCK_THERE] += theirs
         place = _place_of_stock(held.stretch)
         doubt = store.get(Doubt, link.link, batch, held.stretch.half, place)
         if not lacking:
