@@ -45,7 +45,7 @@ IN_A_ROW = 10  # second looks at most, then it is hourly
 ANSWER_S, TRIES = 10.0, 3
 PAUSE_S = 0.02  # between pages of hashes that are made anew
 PAGES = 512  # of those, while somebody waits for the answer
-QUESTIONS = 8192  # of one comparison
+QUESTIONS = 2048  # of one comparison: what differs in more places is repaired over several
 BURST, PER_S = 64, 100.0  # questions of the peer that are answered
 NUDGED_S = 30.0  # what the peer finds has this end look again no sooner
 INBOX = 64
@@ -272,7 +272,8 @@ class Comparison:
             theirs = await self._holdings(path)
             if not path:
                 self._tell(self.state, here=mine.digest, there=theirs.digest)
-            for step in reversed(range(FAN_OUT)):
+            for step in range(FAN_OUT):
+                step = (step + self.state.looks) % FAN_OUT  # what is given up is begun elsewhere the next time
                 at = slice(step * HASH_BYTES, (step + 1) * HASH_BYTES)
                 if mine.children[at] != theirs.children[at]:
                     paths.append(path + bytes((step,)))
@@ -356,6 +357,7 @@ class Comparison:
     async def _question(self, question: HoldingsAsked | StretchAsked) -> Message:
         """Ask the peer under a new number, again if it does not answer."""
         if self.state.questions >= QUESTIONS:
+            self._row = IN_A_ROW
             raise Interrupted(f"more differs than {QUESTIONS} questions find out: the rest is left to the next time")
         for _ in range(TRIES):
             self._number += 1

@@ -71,20 +71,29 @@ class Side:
         raw = msgspec.msgpack.encode(message)
         assert len(raw) + 64 < KIND_OF_BODY[type(message)].max_bytes
         self.sent.append(message)
+        session = self.world.session
+
+        def arrive(its: Message) -> None:
+            if session == self.world.session:
+                self.other.comparison.take(its)
+
         for its, after_s in self.world.wire(self, msgspec.msgpack.decode(raw, type=type(message))):
-            self.world.loop.call_later(0.001 + after_s, self.other.comparison.take, its)
+            self.world.loop.call_later(0.001 + after_s, arrive, its)
 
     def start(self) -> None:
         self.tasks = [self.world.loop.create_task(work) for work in (self.comparison.run(), self.comparison.look())]
 
     def restart(self) -> None:
-        """The process ends where it is, and another begins on the same file."""
+        """The process ends where it is, and another begins on the same file; both ends open another session."""
+        self.world.session += 1
         for task in self.tasks:
             task.cancel()
         self.end.reopen()
         self.comparison = Comparison(self)
         self.start()
-        self.comparison.session_opened()
+        self.other.comparison.session_closed()
+        for side in self.world.sides:
+            side.comparison.session_opened()
 
     def root(self) -> bytes:
         while True:
@@ -121,6 +130,7 @@ class World:
         self.pair = pair
         self.wire: Wire = wire or (lambda side, message: [(message, 0.0)])
         self.is_open = True
+        self.session = 1  # what was sent in another does not arrive
         self.sides = tuple(Side(self, end) for end in pair.ends)
         self.alice, self.bob = self.sides
 

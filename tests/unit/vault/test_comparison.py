@@ -11,7 +11,9 @@ from vaults import LINK, End, Pair, contents, waiting
 
 from qkdnode.errors import VaultError
 from qkdnode.ids import PROVISIONED, BatchId
+from qkdnode.link import comparison
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault import doubts
 from qkdnode.vault import requests as ask
 from qkdnode.vault.doubts import Doubts
 from qkdnode.vault.records import pack_batch
@@ -19,6 +21,13 @@ from qkdnode.vault.revocations import RevokeKeys
 from qkdnode.wire.messages import Allocate, Delivered, Holdings, HoldingsAsked, KeysRevoked, Mark, StretchHeld
 
 SECOND = BatchId(1, 2)
+
+
+@pytest.fixture(autouse=True)
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at each hour is looked at every six: a day of waiting is over sooner."""
+    monkeypatch.setattr(comparison, "HOURLY_S", 6 * HOUR_S)
+    monkeypatch.setattr(doubts, "KEPT_LOOKS", 4)
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ def test_what_is_under_way_is_no_difference(world: World) -> None:
     world.deliver(world.alice, ids[:3])
     pair.bob.call(RevokeKeys(key_ids=ids[4:6], reason="superseded", by="olga"))
     pair.allocate(pair.bob, 4)
-    world.play(2 * HOUR_S)
+    world.play(HOUR_S)
     for side in world.sides:
         assert side.comparison.state.found == {}
         assert side.comparison.state.unsettled
@@ -95,9 +104,11 @@ def test_a_key_whose_request_was_lost_is_burnt_in_the_end_at_both(world: World, 
         assert pair.bob.call(ask.AcceptAllocation(link=LINK, allocate=allocate)) == "accepted"
     world.lose(world.alice, allocate.request)
     world.play(1.0)
-    assert world.alice.comparison.state.found == ({"answered": 3} if answered else {"unanswered": 3, "stock there": 768})
+    assert world.alice.comparison.state.found == (
+        {"answered": 3} if answered else {"unanswered": 3, "stock there": 768}
+    )
     assert world.alice.stages() == {"allocated": 3}
-    world.play(2 * DAY_S)
+    world.play(1.5 * DAY_S)
     assert world.alice.stages() == ({"ready": 3} if answered else {"burnt": 3})
     assert world.agrees()
     assert [end.call(Doubts(link=LINK)).total for end in pair.ends] == [0, 0]
@@ -149,7 +160,7 @@ def test_a_bundle_that_is_damaged_at_one_end_is_an_orphan_at_the_other_and_ends_
         contents(world.pair.alice, ids[0])
     world.play(23 * HOUR_S)
     assert world.alice.stages() == {"quarantined": 3}
-    world.play(3 * HOUR_S)
+    world.play(8 * HOUR_S)
     assert world.alice.stages() == {"destroyed": 3}
     world.exchange()
     assert world.agrees()
@@ -158,7 +169,9 @@ def test_a_bundle_that_is_damaged_at_one_end_is_an_orphan_at_the_other_and_ends_
 def test_a_key_set_aside_at_one_end_is_given_out_by_neither(world: World) -> None:
     ids = world.pair.ready(count=3)
     with world.pair.bob.tampering() as connection:
-        connection.execute("UPDATE keys SET sealed = zeroblob(length(sealed)) WHERE rowid IN (SELECT min(rowid) FROM keys)")
+        connection.execute(
+            "UPDATE keys SET sealed = zeroblob(length(sealed)) WHERE rowid IN (SELECT min(rowid) FROM keys)"
+        )
     with pytest.raises(VaultError):
         contents(world.pair.bob, ids[0])
     assert world.bob.stages() == {"ready": 2}
@@ -171,7 +184,9 @@ def test_stock_that_only_one_end_has_is_burnt_and_no_other(world: World) -> None
     pair = world.pair
     pair.stock(SECOND, bits_out=200_000)
     with pair.bob.tampering() as connection:
-        connection.execute("UPDATE chunks SET bits = bits + 8 WHERE half = 'alice' AND number = 0 AND batch = ?", (pack_batch(SECOND),))
+        connection.execute(
+            "UPDATE chunks SET bits = bits + 8 WHERE half = 'alice' AND number = 0 AND batch = ?", (pack_batch(SECOND),)
+        )
         assert connection.changes() == 1
     before = pair.alice.call(ask.Status())
     world.play(200)
@@ -190,7 +205,7 @@ def test_no_key_that_both_have_is_harmed_by_differences_beside_it(world: World) 
     bad = pair.ready(pair.bob, count=4)
     with pair.bob.tampering() as connection:
         connection.execute("UPDATE bundles SET policy = 9 WHERE number = (SELECT max(number) FROM bundles)")
-    world.play(3 * DAY_S)
+    world.play(1.5 * DAY_S)
     world.exchange()
     assert all(world.alice.stage(key_id) == world.bob.stage(key_id) == "ready" for key_id in good)
     assert all(world.alice.stage(key_id) == "destroyed" for key_id in bad)
@@ -253,7 +268,7 @@ def test_an_older_copy_gives_out_no_key_again(world: World, told: bool) -> None:
         # This vault knows that it is a copy: it keeps to itself even what the neighbour has as ready.
         assert world.bob.offered() == set()
         assert world.alice.offered() >= set(kept)
-    world.play(3 * DAY_S)
+    world.play(1.5 * DAY_S)
     world.exchange()
     world.play(300)
     assert world.agrees()
@@ -268,6 +283,7 @@ def test_an_older_copy_gives_out_no_key_again(world: World, told: bool) -> None:
 
 def _greeting(pair: Pair, said: Any, heard: int) -> Any:
     from msgspec.structs import replace
+
     from qkdnode.wire.messages import Greeting
 
     stated = replace(said, heard=heard, heard_start=b"another!")
