@@ -75,7 +75,7 @@ GONE = frozenset({_S.BURNT, _S.DESTROYED, _S.COMPROMISED, _S.DESTROYED_COMPROMIS
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """One key at one end; `waiting`: a message of that end about it is not confirmed."""
+    """One key at one end; `waiting`: a message of that end about it is not confirmed, or a compromise to reach it."""
 
     stage: Stage | None  # None: it is not known there
     far: bool = False
@@ -102,8 +102,9 @@ def verdict(here: Standing, there: Standing) -> Verdict:
     if here.stage is None:
         if there.stage in (None, *GONE):
             return Verdict.AGREED
-        return Verdict.IN_FLIGHT if there.stage is _S.ALLOCATED and there.waiting else Verdict.THEIRS
-    return _ROWS[here.stage](here, there)
+        return Verdict.IN_FLIGHT if there.waiting else Verdict.THEIRS
+    found = _ROWS[here.stage](here, there)
+    return Verdict.IN_FLIGHT if found is Verdict.THEIRS and there.waiting else found
 
 
 def _allocated(here: Standing, there: Standing) -> Verdict:
@@ -125,7 +126,7 @@ def _waits(here: Standing, there: Standing) -> Verdict:
     if here.stage is _S.QUARANTINED:
         return Verdict.EXPLAINED
     if there.stage is _S.ALLOCATED:
-        return Verdict.IN_FLIGHT if there.waiting else Verdict.THEIRS
+        return Verdict.THEIRS
     if there.stage is _S.DELIVERED and not here.far:
         return Verdict.IN_FLIGHT if there.waiting else Verdict.HEARD
     agrees = there.stage is _S.DELIVERED or (there.stage is _S.READY and not here.far)
@@ -148,8 +149,6 @@ def _in_use(here: Standing, there: Standing) -> Verdict:
         return Verdict.THEIRS
     if there.far and there.stage in (_S.DELIVERED, _S.READY):
         return Verdict.AGREED
-    if there.stage is _S.ALLOCATED and there.waiting:
-        return Verdict.IN_FLIGHT
     return Verdict.IN_FLIGHT if here.waiting else Verdict.THEIRS
 
 

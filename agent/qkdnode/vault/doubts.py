@@ -16,7 +16,7 @@ from qkdnode.lifecycle.holdings import STRETCH_BITS, Span, joined, missing_from
 from qkdnode.lifecycle.reasons import Reason
 from qkdnode.lifecycle.repairs import REPAIRS, Standing, Verdict, endings, verdict
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage, Step, after
-from qkdnode.vault import bundles, holdings, outbox, revocations, stock
+from qkdnode.vault import bundles, holdings, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.holdings import BUNDLES, SPANS, UNSETTLED, USABLE, Waiting
@@ -212,10 +212,15 @@ class _Case:
             if mine is None:
                 assert theirs is not None
                 self._judge_unknown(theirs)
-            elif mine.leaf >= self._since:
+            elif mine.leaf >= self._since or self._is_moving(mine):
                 self._unsettled += mine.count
             else:
                 self._judge(mine, theirs)
+
+    def _is_moving(self, mine: Bundle) -> bool:
+        """Whether a compromise is about to reach its keys."""
+        scope = reach.scope_of_bundle(self._store, mine)
+        return scope is not None and bool(scope.moving)
 
     def _forget_others(self, offsets: Collection[int]) -> None:
         """No doubt is left about a Bundle that is not here any more."""
@@ -337,6 +342,8 @@ class _Case:
         row = next(iter(store.find_sound(Batch, "link = ? AND batch = ?", link.link, batch)), None)
         if row is None or holdings.state_of(store, link.link, batch) != USABLE:
             return
+        if reach.scope_of_batch(store, link.link, batch) is not None:
+            return  # all of it is about to be destroyed
         chunks = holdings.chunks_between(store, link, held.stretch, held.from_bits, held.until_bits)
         mine = holdings.spans_of(chunks, held.from_bits, held.until_bits)
         if row.leaf >= self._since or any(chunk.leaf >= self._since for chunk in chunks) or held.batch == UNSETTLED:

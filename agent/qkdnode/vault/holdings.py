@@ -23,7 +23,8 @@ from qkdnode.lifecycle.holdings import (
     stretch_digest,
     unpack_stretch,
 )
-from qkdnode.vault import bundles, outbox, stock
+from qkdnode.lifecycle.states import LETTERS, STEPS, Step
+from qkdnode.vault import bundles, outbox, reach, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import PENDING, READY, STOCKED, Batch, Bundle, Chunk, Link, Notice, pack_batch
 from qkdnode.vault.requests import Request
@@ -32,6 +33,7 @@ from qkdnode.vault.stretches import OF_STRETCHES
 from qkdnode.wire.messages import Allocate, Compromised, Delivered, HeldBundle, KeysRevoked, Stretch, StretchHeld
 
 MADE_AT_ONCE = 256  # Bundles read by one request, about: some milliseconds
+_MOVABLE = frozenset(LETTERS[stage] for stage in STEPS[Step.COMPROMISE].ends)
 ENTRIES = 256  # stretches of a bucket in one answer
 BUNDLES = 128  # of a stretch in one answer
 SPANS = 256
@@ -103,7 +105,8 @@ def held_in(store: Store, request: HeldIn) -> StretchHeld:
     if not start <= request.from_bits < end:
         raise LocalProtocolError(f"offset {request.from_bits} is not in stretch {stretch.number} of its half")
     start = request.from_bits
-    state = state_of(store, link.link, pack_batch(stretch.batch))
+    batch = pack_batch(stretch.batch)
+    state = state_of(store, link.link, batch)
     rows = bundles_between(store, link, stretch, start, end, BUNDLES + 1)
     if len(rows) > BUNDLES:
         end, rows = rows[-1].offset_bits, rows[:-1]
@@ -111,6 +114,8 @@ def held_in(store: Store, request: HeldIn) -> StretchHeld:
     if len(spans) > SPANS:
         end, spans = spans[SPANS][0], spans[:SPANS]
         rows = [row for row in rows if row.offset_bits < end]
+    if state == USABLE and reach.scope_of_batch(store, link.link, batch) is not None:
+        state = UNSETTLED  # its stock is about to be destroyed
     before = bundles_before(store, link, stretch, start)
     waits = Waiting(store, link)
     held = tuple(
@@ -188,9 +193,10 @@ def header_of(row: Bundle) -> bytes:
 
 
 class Waiting:
-    """About which Bundles a message of this end is not confirmed by the neighbour."""
+    """About which Bundles a message of this end is not confirmed by the neighbour, or a compromise is to reach them."""
 
     def __init__(self, store: Store, link: Link) -> None:
+        self._store = store
         notices = store.find_sound(Notice, "link = ? ORDER BY number LIMIT ?", link.link, OUTBOX_MOST + 1)
         self._everything = len(notices) > OUTBOX_MOST
         self._requests, self._ids = set[int](), set[bytes]()
@@ -205,10 +211,12 @@ class Waiting:
                     self._ranges.append((pack_batch(first), pack_batch(last)))
 
     def has(self, row: Bundle) -> bool:
-        """Whether any message waits that is about a key of this Bundle."""
+        """Whether any message waits that is about a key of this Bundle, or a scope moves its keys yet."""
         if self._everything or row.number in self._requests:
             return True
         if any(first <= row.batch <= last for first, last in self._ranges):
+            return True
+        if reach.scope_of_bundle(self._store, row) is not None and any(letter in _MOVABLE for letter in row.states):
             return True
         return bool(self._ids) and not self._ids.isdisjoint(bundles.split(row.key_ids))
 

@@ -1,5 +1,6 @@
 """The tree of what two ends hold: the same at both, whatever the order of events; and names that come from others."""
 
+import itertools
 import random
 
 import pytest
@@ -116,4 +117,4 @@ def test_spans_are_joined_and_compared_as_sets_of_bits() -> None:
         assert {bit for a, b in left for bit in range(a, b)} == here - there
         both = joined([*sides[0], *sides[1]])
         assert {bit for a, b in both for bit in range(a, b)} == here | there
-        assert all(first[1] < second[0] for first, second in zip(both, both[1:], strict=False))
+        assert all(first[1] < second[0] for first, second in itertools.pairwise(both))

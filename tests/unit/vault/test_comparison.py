@@ -242,7 +242,7 @@ def provision_anew(pair: Pair) -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_an_older_copy_gives_out_no_key_again(world: World, told: bool) -> None:
-    """All that it supplied since the copy was taken, and all that it may have supplied, is out of its supply for good."""
+    """All that it supplied since the copy was taken, and all that it may have, is out of its supply for good."""
     pair = world.pair
     given = pair.ready(count=6)
     kept = pair.ready(count=2)
