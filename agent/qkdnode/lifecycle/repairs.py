@@ -57,7 +57,7 @@ REPAIRS: dict[Verdict, Repair] = {
     Verdict.ANSWERED: Repair("made ready, as the far end has accepted it", standing=(Step.ACCEPT,)),
     Verdict.UNANSWERED: Repair("kept from everybody; then burnt", kept=(Step.REFUSE,)),
     Verdict.USELESS: Repair("kept on the list; then destroyed", kept=(Step.DESTROY,)),
-    Verdict.EXPLAINED: Repair("restored", at_once=(Step.RESTORE,)),
+    Verdict.EXPLAINED: Repair("restored, once that stands", standing=(Step.RESTORE,)),
 }
 
 # Where a key goes that is out of use at the other end: the steps of these that it can take, in this order.

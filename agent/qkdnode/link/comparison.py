@@ -356,7 +356,7 @@ class Comparison:
 
     async def _question(self, question: HoldingsAsked | StretchAsked) -> Message:
         """Ask the peer under a new number, again if it does not answer."""
-        if self.state.questions >= QUESTIONS:
+        if not self._may_ask():
             self._row = IN_A_ROW
             raise Interrupted(f"more differs than {QUESTIONS} questions find out: the rest is left to the next time")
         for _ in range(TRIES):
@@ -374,6 +374,9 @@ class Comparison:
             finally:
                 self._awaited = None
         raise Interrupted(f"{self._link.peer!r} does not answer")
+
+    def _may_ask(self) -> bool:
+        return self.state.questions < QUESTIONS
 
     def _fault(self, what: str) -> Interrupted:
         told = f"what {self._link.peer!r} tells of its holdings is not true: {what}"

@@ -20,7 +20,7 @@ from qkdnode.vault import bundles, holdings, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.holdings import BUNDLES, SPANS, UNSETTLED, USABLE, Waiting
-from qkdnode.vault.records import HELD, Batch, Bundle, Doubt, Link, Notice, pack_batch, unpack_batch
+from qkdnode.vault.records import DAMAGED, HELD, Batch, Bundle, Chunk, Doubt, Link, Notice, pack_batch, unpack_batch
 from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 from qkdnode.wire.messages import Allocate, HeldBundle, Stretch, StretchHeld
@@ -189,9 +189,12 @@ class _Case:
         self._unsettled = 0
         self._notify = set[str]()
         self._revoked = list[tuple[bytes, int]]()
+        self._has_forgotten = False  # this vault knows nothing of what it once took part in
 
     def outcome(self) -> Compared:
         """What came of it."""
+        if self._has_forgotten:
+            self._doubt_what_is_unheard()
         if self._revoked:
             revocations.tell(self._store, self._link.link, Reason.UNSPECIFIED.value, self._revoked)
         found = {str(name): count for name, count in sorted(self._found.items())}
@@ -212,7 +215,7 @@ class _Case:
             if mine is None:
                 assert theirs is not None
                 self._judge_unknown(theirs)
-            elif mine.leaf >= self._since or self._is_moving(mine):
+            elif _has_moved(mine, self._since) or self._is_moving(mine):
                 self._unsettled += mine.count
             else:
                 self._judge(mine, theirs)
@@ -231,7 +234,17 @@ class _Case:
             if doubt.place not in offsets:
                 self._store.delete(doubt)
 
+    def _doubt_what_is_unheard(self) -> None:
+        """Keys that wait in quarantine since the pair was provisioned anew may have been used: this vault is a copy."""
+        where = "link = ? AND verdict IN (?, ?)"
+        values = (self._link.link, UNHEARD, Verdict.EXPLAINED.value)
+        for doubt in self._store.find_sound(Doubt, where, *values):
+            _looked(self._store, doubt, OLDER_COPY, doubt.keys)
+
     def _judge_unknown(self, theirs: HeldBundle) -> None:
+        damaged = self._store.rows(f"SELECT 1 FROM bundles WHERE state = '{DAMAGED}' LIMIT 1")
+        agreed = any(STAGE_OF_LETTER[letter] in _AGREED for letter in theirs.states)
+        self._has_forgotten |= agreed and not damaged
         for letter, far in zip(theirs.states, theirs.far, strict=True):
             found = verdict(Standing(None), Standing(STAGE_OF_LETTER[letter], bool(far), theirs.waiting))
             if REPAIRS[found].difference:
@@ -265,6 +278,7 @@ class _Case:
         }
         for found, count in differing.items():
             self._found[found] += count
+        self._has_forgotten |= Verdict.HAD in differing
         self._unsettled += sum(len(places) for (found, _), places in groups.items() if found is Verdict.IN_FLIGHT)
         doubt = self._doubt(mine, doubt, differing)
         for (found, to_end), places in groups.items():
@@ -346,7 +360,7 @@ class _Case:
             return  # all of it is about to be destroyed
         chunks = holdings.chunks_between(store, link, held.stretch, held.from_bits, held.until_bits)
         mine = holdings.spans_of(chunks, held.from_bits, held.until_bits)
-        if row.leaf >= self._since or any(chunk.leaf >= self._since for chunk in chunks) or held.batch == UNSETTLED:
+        if held.batch == UNSETTLED or any(_has_moved(its, self._since) for its in (row, *chunks)):
             self._unsettled += _bits(mine)
             return
         there = held.spans if held.batch == USABLE else ()
@@ -374,7 +388,14 @@ class _Case:
         held = self._held
         before = holdings.bundles_before(self._store, self._link, held.stretch, held.from_bits)
         rows = holdings.bundles_between(self._store, self._link, held.stretch, held.from_bits, held.until_bits)
-        return [_span(row, row.count) for row in (*before, *rows) if row.leaf >= self._since or self._waits.has(row)]
+        return [
+            _span(row, row.count) for row in (*before, *rows) if _has_moved(row, self._since) or self._waits.has(row)
+        ]
+
+
+def _has_moved(row: Bundle | Batch | Chunk, since: int) -> bool:
+    """Whether a row has changed since the log had so many leaves: the neighbour may tell of what was before."""
+    return row.leaf >= since
 
 
 def _demand_sound(held: StretchHeld) -> None:
@@ -465,6 +486,7 @@ def _bits(spans: Iterable[Span]) -> int:
 
 
 _LETTERS = frozenset(STAGE_OF_LETTER)
+_AGREED = (Stage.READY, Stage.QUARANTINED, Stage.DELIVERED, Stage.SUSPENDED, Stage.DEACTIVATED)
 # Which of several a Bundle's doubt is called after: the last of these.
 _ORDER = (
     Verdict.EXPLAINED, Verdict.THEIRS, Verdict.UNANSWERED, Verdict.USELESS, Verdict.ORPHAN, Verdict.HEARD,
