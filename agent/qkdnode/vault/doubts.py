@@ -360,7 +360,8 @@ class _Case:
             return  # all of it is about to be destroyed
         chunks = holdings.chunks_between(store, link, held.stretch, held.from_bits, held.until_bits)
         mine = holdings.spans_of(chunks, held.from_bits, held.until_bits)
-        if held.batch == UNSETTLED or any(_has_moved(its, self._since) for its in (row, *chunks)):
+        moved = _has_moved(row, self._since) or any(_has_moved(chunk, self._since) for chunk in chunks)
+        if held.batch == UNSETTLED or moved:
             self._unsettled += _bits(mine)
             return
         there = held.spans if held.batch == USABLE else ()

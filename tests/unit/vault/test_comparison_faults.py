@@ -186,7 +186,7 @@ OF_STRETCHES: dict[str, Answer] = {
     "another stretch": lambda m: replace(m, stretch=Stretch(BatchId(7, 7), "bob", 3)),
     "another offset": lambda m: replace(m, from_bits=8),
     "a page that ends where it begins": lambda m: replace(m, until_bits=m.from_bits),
-    "a page that crawls": lambda m: replace(m, until_bits=m.from_bits + 1, bundles=()),
+    "a page that crawls": lambda m: replace(m, until_bits=m.from_bits + 1, bundles=(), spans=()),
     "a page beyond the stretch": lambda m: replace(m, until_bits=2 * STRETCH_BITS),
     "Bundles out of order": lambda m: replace(m, bundles=(*m.bundles, *m.bundles)),
     "a stage that is none": lambda m: replace(m, bundles=tuple(replace(b, states=b"?" * 3) for b in m.bundles)),
