@@ -222,6 +222,7 @@ ROWS: tuple[Algorithm, ...] = (
                     "vault:SHA256",
                 ),
             ),
+            Use("fingerprints of identities in the audit log", Need.ALWAYS, ("access:hashlib.sha256",)),
             Use("digests of loaded software", Need.ALWAYS, ("node:hashlib.sha256",)),
             Use("comparison of keys for a display", Need.COMMAND, ("cli:hashlib.sha256",)),
         ),
