@@ -11,7 +11,7 @@ from qkdnode.authentication import session as authentication
 from qkdnode.client import order
 from qkdnode.link.settlement import Settlement
 from qkdnode.supply import replay
-from qkdnode.vault import core, journal, outbox, schema
+from qkdnode.vault import core, journal, outbox, schema, stretches
 from qkdnode.vault import requests as ask
 from qkdnode.vault.records import Link, Segment, pack_batch
 from qkdnode.vault.store import Store
@@ -178,7 +178,23 @@ def the_last_one_again() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hashes_outlive_what_they_are_over() -> Iterator[None]:
+    """At one node nothing is made anew any more once something was made."""
+    write = stretches.Stretches.write
+
+    def forgetful(self: Any, connection: Any) -> None:
+        made = "SELECT 1 FROM digests WHERE level = 5 AND digest <> x'' LIMIT 1"
+        if "node-a" in connection.filename and connection.execute(made).fetchall():
+            self._touched.clear()
+        write(self, connection)
+
+    with mock.patch.object(stretches.Stretches, "write", forgetful):
+        yield
+
+
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
+LINK_BREAKS = ("the link's connection breaks",)
 AWAY = ("a subscriber is away",)
 CONTROLS = (
     Control("a message is sent before it is journalled", sent_before_it_is_journalled),
@@ -197,6 +213,10 @@ CONTROLS = (
     ),
     Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
     Control("a leaf of the audit log is lost", leaf_lost),
+    Control(
+        "a hash of what is held outlives it", hashes_outlive_what_they_are_over, LINK_BREAKS, 0.05, 1200.0, PERIOD_S
+    ),
+    Control("what is under way is taken for a difference", nothing_is_under_way, LINK_BREAKS, 0.05, 1200.0, PERIOD_S),
     Control("an unauthenticated message is accepted", any_tag_will_do, ("a frame is altered",)),
     Control("a subscriber takes a gap for silence", nothing_is_missed, ("published events",)),
     Control("a replay leaves out an entry", a_replay_that_ends_early, AWAY),

@@ -32,7 +32,7 @@ from qkdnode.vault.store import Store
 from qkdnode.vault.stretches import OF_STRETCHES
 from qkdnode.wire.messages import Allocate, Compromised, Delivered, HeldBundle, KeysRevoked, Stretch, StretchHeld
 
-MADE_AT_ONCE = 256  # Bundles read by one request, about: some milliseconds
+MADE_AT_ONCE = 64  # Bundles and chunks read by one request, about: some milliseconds
 _MOVABLE = frozenset(LETTERS[stage] for stage in STEPS[Step.COMPROMISE].ends)
 ENTRIES = 256  # stretches of a bucket in one answer
 BUNDLES = 128  # of a stretch in one answer
@@ -225,7 +225,7 @@ class Waiting:
 
 
 def make_anew(store: Store, link: Link, at_once: int = MADE_AT_ONCE) -> int:
-    """Make hashes of stretches anew, so many Bundles' worth; how many stretches are left."""
+    """Make hashes of stretches anew, so many Bundles' and chunks' worth; how many stretches are left."""
     budget = at_once
     while budget > 0:
         paths = [path for (path,) in store.rows(_STALE, link.link, 16)]
@@ -239,7 +239,7 @@ def make_anew(store: Store, link: Link, at_once: int = MADE_AT_ONCE) -> int:
 
 
 def _make(store: Store, link: Link, path: bytes) -> int:
-    """The hash of one stretch; of how many Bundles it is."""
+    """The hash of one stretch; of how many Bundles and chunks it is."""
     name = path[LEVELS:]
     try:
         stretch = unpack_stretch(name)
@@ -250,7 +250,8 @@ def _make(store: Store, link: Link, path: bytes) -> int:
     start, end = bounds(stretch)
     rows = bundles_between(store, link, stretch, start, end)
     usable = state_of(store, link.link, batch) == USABLE
-    spans = spans_between(store, link, stretch, start, end) if usable else []
+    chunks = chunks_between(store, link, stretch, start, end) if usable else []
+    spans = spans_of(chunks, start, end)
     digests = (bundle_digest(header_of(row), link.role, row.states, row.far) for row in rows)
     digest = stretch_digest(name, spans, [digest for digest in digests if digest is not None])
     if digest == NOTHING:
@@ -258,7 +259,7 @@ def _make(store: Store, link: Link, path: bytes) -> int:
     else:
         _put(store, link, OF_STRETCHES, path, digest)
     store.stretches.made(link.link, stretch, batch)
-    return len(rows)
+    return len(rows) + len(chunks)
 
 
 def _digest(store: Store, link: Link, path: bytes) -> bytes:
