@@ -9,6 +9,7 @@ from qkdnode.vault.requests import PolicyVersion
 from qkdnode.wire.control import (
     AlgorithmList,
     Asset,
+    ClockStatus,
     ComparisonEntry,
     DeviceStatus,
     LinkStatus,
@@ -39,3 +40,5 @@ class NodePort(msgspec.Struct, frozen=True):
     algorithms: Callable[[], Awaitable[AlgorithmList]]
     compared: Callable[[str | None], Awaitable[tuple[ComparisonEntry, ...]]]  # of one link, or of each
     compare: Callable[[str | None], Awaitable[None]]  # begin to
+    clock: Callable[[], ClockStatus]
+    confirm_clock: Callable[[int], ClockStatus]  # up to this time

@@ -25,6 +25,7 @@ from qkdnode.link.driver import Link
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.algorithms import AlgorithmWatch
 from qkdnode.node.assets import Assets
+from qkdnode.node.clock import ClockCare
 from qkdnode.node.links import NodeLink, associate
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
@@ -68,6 +69,8 @@ class ControlledNode(Protocol):
     def assets(self) -> Assets: ...
     @property
     def algorithms(self) -> AlgorithmWatch: ...
+    @property
+    def clock(self) -> ClockCare: ...
     @property
     def stopping(self) -> bool: ...
     def ask_to_stop(self) -> None: ...
@@ -154,6 +157,8 @@ class NodeControl:
             algorithms=self.algorithms,
             compared=self.compared,
             compare=self.compare,
+            clock=self._node.clock.status,
+            confirm_clock=self._node.clock.confirm,
         )
 
     # --- what is shown ---------------------------------------------------------------------------------------------

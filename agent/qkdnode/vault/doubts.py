@@ -16,7 +16,7 @@ from qkdnode.lifecycle.holdings import STRETCH_BITS, Span, joined, missing_from
 from qkdnode.lifecycle.reasons import Reason
 from qkdnode.lifecycle.repairs import REPAIRS, Standing, Verdict, endings, verdict
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage, Step, after
-from qkdnode.vault import bundles, holdings, outbox, reach, revocations, stock
+from qkdnode.vault import bundles, holdings, outbox, reach, retirement, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.holdings import BUNDLES, SPANS, UNSETTLED, USABLE, Waiting
@@ -131,6 +131,8 @@ def end_doubts(store: Store, request: EndDoubts) -> int:
             continue
         for row in _at(store, doubt):
             places = row.places(Stage.QUARANTINED)
+            if places and retirement.terms_of(store, row.class_).held:
+                return 0  # nothing of it is destroyed until nothing holds it
             if places:
                 ended += len(places)
                 bundles.move(store, Chosen(row, places), Step.DESTROY, Why("vault", f"inventory: {OLDER_COPY}"))
@@ -258,7 +260,7 @@ class _Case:
             theirs = None  # another Bundle of these bits: neither end has the other's
         doubt = self._store.get(Doubt, self._link.link, mine.batch, mine.half, mine.offset_bits)
         sticky = doubt is not None and doubt.verdict == OLDER_COPY
-        waiting = self._waits.has(mine)
+        waiting, held = self._waits.has(mine), retirement.terms_of(self._store, mine.class_).held
         groups: dict[tuple[Verdict, tuple[Step, ...]], list[int]] = defaultdict(list)
         for place in range(mine.count):
             stage, far = mine.stage(place), bool(mine.far[place])
@@ -266,10 +268,14 @@ class _Case:
             if theirs is not None:
                 other = Standing(STAGE_OF_LETTER[theirs.states[place]], bool(theirs.far[place]), theirs.waiting)
             found = verdict(Standing(stage, far, waiting), other)
+            if found is Verdict.EXPLAINED and (doubt is None or mine.held_ns is not None):
+                found = Verdict.AGREED  # it was not a difference that took it out of supply
             to_end: tuple[Step, ...] = ()
             if found is Verdict.ENDED:
                 assert other.stage is not None
                 to_end = endings(stage, far, other.stage)
+                if held and Step.DESTROY in to_end:  # given to nobody, and kept until nothing holds it
+                    found, to_end = (Verdict.IN_FLIGHT, ()) if stage in _KEPT else (found, ())
             groups[found, to_end].append(place)
         differing = {
             found: sum(len(places) for (its, _), places in groups.items() if its is found)
@@ -324,6 +330,8 @@ class _Case:
         if doubt is not None and _stands(self._store, doubt):
             steps += [(step, Why("neighbour", f"inventory: {found}")) for step in (*repair.standing, *to_end)]
         is_kept = doubt is not None and _is_kept(self._store, doubt)
+        row = self._store.get(Bundle, number)
+        is_kept = is_kept and row is not None and not retirement.terms_of(self._store, row.class_).held
         if is_kept:
             steps += [(step, Why("vault", f"inventory: {found}")) for step in repair.kept]
         for step, why in steps:
@@ -486,6 +494,7 @@ def _bits(spans: Iterable[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
+_KEPT = (Stage.QUARANTINED, Stage.DEACTIVATED)
 _LETTERS = frozenset(STAGE_OF_LETTER)
 _AGREED = (Stage.READY, Stage.QUARANTINED, Stage.DELIVERED, Stage.SUSPENDED, Stage.DEACTIVATED)
 # Which of several a Bundle's doubt is called after: the last of these.

@@ -23,16 +23,26 @@ from qkdnode.lifecycle.holdings import (
     stretch_digest,
     unpack_stretch,
 )
-from qkdnode.lifecycle.states import LETTERS, STEPS, Step
-from qkdnode.vault import bundles, outbox, reach, stock
+from qkdnode.lifecycle.states import LETTERS, STEPS, Stage, Step
+from qkdnode.vault import bundles, outbox, reach, retirement, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import PENDING, READY, STOCKED, Batch, Bundle, Chunk, Link, Notice, pack_batch
 from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 from qkdnode.vault.stretches import OF_STRETCHES
-from qkdnode.wire.messages import Allocate, Compromised, Delivered, HeldBundle, KeysRevoked, Stretch, StretchHeld
+from qkdnode.wire.messages import (
+    Allocate,
+    Compromised,
+    Delivered,
+    HeldBundle,
+    KeysRetired,
+    KeysRevoked,
+    Stretch,
+    StretchHeld,
+)
 
 MADE_AT_ONCE = 64  # Bundles and chunks read by one request, about: some milliseconds
+_HELD_BACK = frozenset(LETTERS[stage] for stage in (Stage.QUARANTINED, Stage.DEACTIVATED))
 _MOVABLE = frozenset(LETTERS[stage] for stage in STEPS[Step.COMPROMISE].ends)
 ENTRIES = 256  # stretches of a bucket in one answer
 BUNDLES = 128  # of a stretch in one answer
@@ -205,7 +215,7 @@ class Waiting:
             match outbox.message_of(notice):
                 case Allocate():
                     self._requests.add(notice.number)
-                case Delivered(key_ids=key_ids) | KeysRevoked(key_ids=key_ids):
+                case Delivered(key_ids=key_ids) | KeysRevoked(key_ids=key_ids) | KeysRetired(key_ids=key_ids):
                     self._ids.update(bundles.split(key_ids))
                 case Compromised(first=first, last=last):
                     self._ranges.append((pack_batch(first), pack_batch(last)))
@@ -218,7 +228,13 @@ class Waiting:
             return True
         if reach.scope_of_bundle(self._store, row) is not None and any(letter in _MOVABLE for letter in row.states):
             return True
+        if self.is_held(row):
+            return True
         return bool(self._ids) and not self._ids.isdisjoint(bundles.split(row.key_ids))
+
+    def is_held(self, row: Bundle) -> bool:
+        """Whether keys of it would have ended but for a legal hold here: they wait for its end."""
+        return bool(_HELD_BACK.intersection(row.states)) and retirement.terms_of(self._store, row.class_).held
 
 
 # --- the hashes ------------------------------------------------------------------------------------------------------

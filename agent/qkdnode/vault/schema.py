@@ -208,6 +208,11 @@ CREATE TABLE bundles (
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     kek INTEGER,
+    waits_ns INTEGER,
+    held_ns INTEGER,
+    used_ns INTEGER,
+    kept_ns INTEGER,
+    over_ns INTEGER,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
@@ -218,6 +223,21 @@ CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery
 CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';
 
 CREATE INDEX bundles_of_half ON bundles (link, batch, half, offset_bits);
+-- What timers end next, class by class (qkdnode.lifecycle.retirement).
+CREATE INDEX bundles_waiting ON bundles (class, own, waits_ns) WHERE waits_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_on_hold ON bundles (class, own, held_ns) WHERE held_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_used ON bundles (class, own, used_ns) WHERE used_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_kept ON bundles (class, own, kept_ns) WHERE kept_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_over ON bundles (class, own, over_ns) WHERE over_ns IS NOT NULL AND state = 'held';
+
+-- Classes that keys are of and that the policy in force does not know.
+CREATE TABLE lost_classes (
+    name TEXT PRIMARY KEY,
+    since_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
 
 -- Place is the Bundle's number times 128 and the place in it; what a row belongs to is authenticated with it.
 CREATE TABLE keys (

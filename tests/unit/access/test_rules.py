@@ -82,6 +82,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (True, "both-ends-are-compared"),
     },
+    Action.CLOCK_CONFIRM: {
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "the-clock-is-vouched-for"),
+        AU: (False, HANDS_OFF),
+        MA: (True, "the-clock-is-vouched-for"),
+    },
     Action.AUDIT_EXPORT: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "the-log-is-examined"),
