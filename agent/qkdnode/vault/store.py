@@ -264,6 +264,7 @@ class Store:
         if not _COUNTED.isdisjoint(changes):
             self._count(before, -1)
             self._count(row, 1)
+        self.stretches.touch(row)
         mac = self.sealing.mac(row.table, astuple(row))
         self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
@@ -279,6 +280,7 @@ class Store:
         """Insert a row that has its leaf, or needs none."""
         self._every.pop(type(row), None)
         self._count(row, 1)
+        self.stretches.touch(row)
         values = astuple(row)
         self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
 
@@ -286,6 +288,7 @@ class Store:
         """Delete a row that was journalled, or needs not be."""
         self._every.pop(type(row), None)
         self._count(row, -1)
+        self.stretches.touch(row)
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
     def unseal(self, row: Chunk | Segment) -> SecretBuffer:
@@ -332,7 +335,6 @@ class Store:
             self._count_keys(row.states, row.far, by)
         if isinstance(row, Bundle | Chunk | Segment) and row.kek is not None:
             self._counts[f"{UNDER_KEK}{row.kek}"] += by
-        self.stretches.touch(row)
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
         for letter in set(states):
