@@ -41,6 +41,7 @@ from qkdnode.wire.messages import (
     StretchHeld,
 )
 
+NODES_AT_ONCE = 64  # of the tree
 MADE_AT_ONCE = 64  # Bundles and chunks read by one request, about: some milliseconds
 _HELD_BACK = frozenset(LETTERS[stage] for stage in (Stage.QUARANTINED, Stage.DEACTIVATED))
 _MOVABLE = frozenset(LETTERS[stage] for stage in STEPS[Step.COMPROMISE].ends)
@@ -100,10 +101,14 @@ def holdings_node(store: Store, request: HoldingsNode) -> Node:
     left = make_anew(store, link)
     if left:
         return Node(left)
-    digest = _digest(store, link, path)
-    if len(path) < LEVELS:
-        children = b"".join(_digest(store, link, path + bytes((step,))) for step in range(FAN_OUT))
-        return Node(0, digest, children)
+    nodes = _Nodes(store, link)
+    try:
+        digest = nodes.digest(path)
+        children = [nodes.digest(path + bytes((step,))) for step in range(FAN_OUT if len(path) < LEVELS else 0)]
+    except _UnfinishedError:
+        return Node(1)
+    if children:
+        return Node(0, digest, b"".join(children))
     entries = _entries(store, link, path, request.after, ENTRIES + 1)
     return Node(0, digest, b"", pack_entries(entries[:ENTRIES]), len(entries) > ENTRIES)
 
@@ -278,20 +283,33 @@ def _make(store: Store, link: Link, path: bytes) -> int:
     return len(rows) + len(chunks)
 
 
-def _digest(store: Store, link: Link, path: bytes) -> bytes:
-    """The hash of a node, as it is kept or made anew."""
-    level = len(path)
-    for digest, mac in store.rows(_NODE, link.link, level, path):
-        if _is_ours(store, link, level, path, digest, mac):
-            return bytes(digest)
-    if not store.rows(_ANY, link.link, path, path + _LAST):
-        return NOTHING
-    if level == LEVELS:
-        digest = bucket_digest(_entries(store, link, path, b"", -1))
-    else:
-        digest = node_digest(path, [_digest(store, link, path + bytes((step,))) for step in range(FAN_OUT)])
-    _put(store, link, level, path, digest)
-    return digest
+class _UnfinishedError(Exception):
+    """So many nodes were made that others are to be served first; those that were made are kept."""
+
+
+class _Nodes:
+    """The nodes of a tree, as they are kept or made anew, some at a time."""
+
+    def __init__(self, store: Store, link: Link) -> None:
+        self._store, self._link, self._made = store, link, 0
+
+    def digest(self, path: bytes) -> bytes:
+        """The hash of one."""
+        store, link, level = self._store, self._link, len(path)
+        for digest, mac in store.rows(_NODE, link.link, level, path):
+            if _is_ours(store, link, level, path, digest, mac):
+                return bytes(digest)
+        if not store.rows(_ANY, link.link, path, path + _LAST):
+            return NOTHING
+        if level == LEVELS:
+            digest = bucket_digest(_entries(store, link, path, b"", -1))
+        else:
+            digest = node_digest(path, [self.digest(path + bytes((step,))) for step in range(FAN_OUT)])
+        if self._made >= NODES_AT_ONCE:
+            raise _UnfinishedError
+        _put(store, link, level, path, digest)
+        self._made += 1
+        return digest
 
 
 def _entries(store: Store, link: Link, path: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
