@@ -34,9 +34,9 @@ from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
 from qkdnode.vault.entitlements import Allotment
+from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.journal import Mark
 from qkdnode.vault.retirement import FollowRetired, RetireKeys
-from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows

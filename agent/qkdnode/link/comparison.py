@@ -139,6 +139,8 @@ class Comparison:
 
     def _nudge(self) -> None:
         now = self._now_ns
+        if self.state.failed:
+            return  # who is asked in vain, or answers nonsense, does not say when it is asked again
         if self._nudged_ns is None or now - self._nudged_ns > NUDGED_S * 1e9:
             self._nudged_ns = now
             self._look_after(FIRST_S)

@@ -369,3 +369,12 @@ def _look(
             rows.append(HeldBundle(offset, 256, header, bytes(states), bytes(marks), waits))
     since = pair.alice.call(LogPosition()) + 1
     pair.alice.call(CompareHeld(link=LINK, held=replace(held, bundles=tuple(rows)), since=since))
+
+
+def test_who_lies_does_not_decide_when_it_is_asked_again(world: World, few_questions: None) -> None:
+    lying(world, random_hashes)
+    nudges = [
+        (float(at), lambda: world.alice.comparison.take(HoldingsDiffer(bytes(32)))) for at in range(100, 1000, 50)
+    ]
+    world.play(1000, *nudges)
+    assert world.alice.comparison.state.looks == 1
