@@ -30,9 +30,11 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    doubts,
     entitlements,
     epochs,
     extract,
+    holdings,
     inventory,
     keys,
     lineage,
@@ -72,7 +74,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    retirement,
+    holdings, doubts, retirement,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
