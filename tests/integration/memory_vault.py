@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 
 
@@ -25,6 +26,7 @@ class MemoryVault:
             ApplicationOutbox: self._outbox,
             OpenKeys: self._open,
             KeysDelivered: self._deliver,
+            FetchKeys: self._fetch,
         }
 
     def add(self, association: Association, count: int, size_bits: int = 256) -> list[UUID]:
@@ -65,6 +67,17 @@ class MemoryVault:
             self.opened[key_id] = self.opened.get(key_id, 0) + 1
         material = SecretBuffer.copy_of(b"".join(self.material[key_id] for key_id in ids))
         return OpenedKeys(ids, rows[0].size_bits, material)
+
+    def _fetch(self, request: FetchKeys) -> FetchedKeys:
+        wanted = (request.association, request.size_bits)
+        rows = [row for key_id in request.key_ids if (row := self.rows.get(key_id)) is not None]
+        rows = [row for row in rows if (row.association, row.size_bits) == wanted and request.release]
+        refused = tuple(key_id for key_id in request.key_ids if key_id not in {row.key_id for row in rows})
+        names = tuple(f"name of {key_id}" for key_id in refused)
+        if not rows:
+            return FetchedKeys(None, (), refused, names)
+        opened = self._open(OpenKeys(key_ids=tuple(row.key_id for row in rows), application=request.association.local))
+        return FetchedKeys(opened, tuple(rows), refused, names)
 
     def _deliver(self, request: KeysDelivered) -> int:
         new = 0

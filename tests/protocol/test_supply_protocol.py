@@ -13,7 +13,7 @@ from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.identity import OwnIdentity, make_identity
 from qkdnode.channel.session import MAX_MESSAGES, Opening, Session, accept, draw_from_system
 from qkdnode.client import subscriber
-from qkdnode.client.subscriber import KeyArrived, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, Refusal, Subscriber, Transmit
 from qkdnode.client.subscriber import Outcome as ClientOutcome
 from qkdnode.errors import AuthenticationError, LocalProtocolError, MemoryLockError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association
@@ -23,6 +23,7 @@ from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
     KeysAcknowledged,
+    KeysWanted,
     NotSent,
     OpenRefused,
     Reply,
@@ -144,8 +145,8 @@ class World:
                     self.supply()
                 case Discarded():
                     self.node_discards += 1
-                case NotSent(keys):
-                    self.not_sent += keys
+                case NotSent(key_ids):
+                    self.not_sent += len(key_ids)
                 case SubscriptionEnded() | OpenRefused():
                     pass
 
@@ -636,3 +637,59 @@ def test_the_topics_of_a_throttle_are_bounded() -> None:
     for number in range(5000):
         throttle.take(str(number), 0.0)
     assert len(throttle._buckets) <= 1024
+
+
+def fetching_world(key_ids: list[UUID]) -> World:
+    """A world whose application asks for keys by id; what comes unasked is not supplied."""
+    world = subscribed_world(keys=0)
+    world.client(world.subscriber.fetch(key_ids, world.now_s))
+    return world
+
+
+def wanted_at(world: World) -> KeysWanted:
+    (outcome,) = world.attendant.receive(world.to_node.pop(0), world.now_s)
+    assert isinstance(outcome, KeysWanted)
+    return outcome
+
+
+def test_a_fetch_is_repeated_until_it_is_answered_and_an_answer_to_an_earlier_one_says_nothing() -> None:
+    key_id = UUID(int=7)
+    world = fetching_world([key_id])
+    first = wanted_at(world)
+    assert first.key_ids == (key_id,)
+    world.client(world.subscriber.tick(world.now_s + subscriber.ANSWER_WAIT_S))
+    second = wanted_at(world)
+    assert second.request != first.request
+    late, answer = (world.attendant.refuse_keys(wanted, (key_id,)) for wanted in (first, second))
+    assert late is not None
+    assert answer is not None
+    assert world.subscriber.receive(late, world.now_s) == []
+    assert world.subscriber.receive(answer, world.now_s) == [KeyNotFetched(key_id)]
+    assert world.subscriber.tick(world.now_s + 2 * subscriber.ANSWER_WAIT_S) == []
+
+
+def test_a_fetch_waits_for_a_session_and_is_said_again_in_the_next() -> None:
+    key_id = UUID(int=7)
+    world = fetching_world([key_id])
+    world.to_node.clear()
+    world.client(world.subscriber.connect(world.now_s))
+    while not world.subscriber.subscribed:
+        forward(world, 1)
+        forward(world, 0)
+    assert wanted_at(world).key_ids == (key_id,)
+
+
+def test_who_is_put_off_asks_again_later() -> None:
+    world = fetching_world([UUID(int=7)])
+    put_off = world.attendant.answer_later(wanted_at(world))
+    assert world.subscriber.receive(put_off, world.now_s) == []
+    assert "too often" in world.subscriber.failure
+    assert world.subscriber.tick(world.now_s + 1.0) == []
+    world.client(world.subscriber.tick(world.now_s + subscriber.ANSWER_WAIT_S))
+    assert wanted_at(world).key_ids == (UUID(int=7),)
+
+
+def test_keys_are_asked_for_within_a_subscription_only() -> None:
+    world = fetching_world([UUID(int=7)])
+    world.attendant.subscription = None
+    assert [type(outcome) for outcome in world.attendant.receive(world.to_node.pop(0), world.now_s)] == [Discarded]

@@ -38,6 +38,7 @@ from qkdnode.client.order import Missed, Occurrence, SignedCheckpoint
 from qkdnode.client.subscription import (
     AsyncSubscription,
     Key,
+    KeyRefusedError,
     NoKeyError,
     Subscription,
     SubscriptionStatistics,
@@ -49,6 +50,7 @@ __all__ = [
     "Events",
     "EventsStatistics",
     "Key",
+    "KeyRefusedError",
     "Missed",
     "NoKeyError",
     "Occurrence",

@@ -18,7 +18,11 @@ from qkdnode.wire.supply import (
     MAX_CREDIT,
     Acknowledge,
     Alive,
+    Fetch,
+    FetchLater,
+    FromApplication,
     FromNode,
+    NotFetched,
     Open,
     Recorded,
     Refused,
@@ -26,6 +30,7 @@ from qkdnode.wire.supply import (
     Subscribe,
     Subscribed,
     SubscribeRefused,
+    SubscribeToFetch,
     Unknown,
     Unsubscribe,
     decode_from_application,
@@ -52,6 +57,14 @@ class SubscriptionWanted(msgspec.Struct, frozen=True):
     association: Association
     size_bits: int
     credit: int
+    pushes: bool = True  # keys are sent unasked
+
+
+class KeysWanted(msgspec.Struct, frozen=True):
+    """Look for these keys of the subscription, then call `send_keys`, `refuse_keys`, or `answer_later`."""
+
+    request: int
+    key_ids: tuple[KeyId, ...]
 
 
 class KeysAcknowledged(msgspec.Struct, frozen=True):
@@ -61,9 +74,9 @@ class KeysAcknowledged(msgspec.Struct, frozen=True):
 
 
 class NotSent(msgspec.Struct, frozen=True):
-    """The application acknowledged so many keys that it was not sent: nothing was done about them."""
+    """The application acknowledged keys that it was not sent: nothing was done about them."""
 
-    keys: int
+    key_ids: tuple[KeyId, ...]
 
 
 class SubscriptionEnded(msgspec.Struct, frozen=True):
@@ -85,7 +98,9 @@ class Discarded(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Reply | SubscriptionWanted | KeysAcknowledged | NotSent | SubscriptionEnded | OpenRefused | Discarded
+Outcome = (
+    Reply | SubscriptionWanted | KeysWanted | KeysAcknowledged | NotSent | SubscriptionEnded | OpenRefused | Discarded
+)
 
 
 class Sent(msgspec.Struct):
@@ -105,6 +120,7 @@ class Subscription(msgspec.Struct):
     sent: dict[KeyId, Sent]
     settling: dict[KeyId, Sent]  # acknowledged, not yet journalled
     recorded: dict[KeyId, None]  # journalled, the newest last
+    pushes: bool = True  # keys are sent unasked
 
     @property
     def room(self) -> int:
@@ -153,9 +169,11 @@ class Attendant:
         """Grant a subscription (or confirm the present one); the frame to send."""
         present = self.subscription
         if present is None:
-            self.subscription = Subscription(wanted.association, wanted.size_bits, wanted.credit, {}, {}, {})
+            self.subscription = Subscription(
+                wanted.association, wanted.size_bits, wanted.credit, {}, {}, {}, wanted.pushes
+            )
         else:
-            present.credit = wanted.credit
+            present.credit, present.pushes = wanted.credit, wanted.pushes
         return self._seal(Subscribed(self._alive_ms))
 
     def refuse(self, reason: str) -> bytes:
@@ -184,6 +202,16 @@ class Attendant:
             pause = self._resend_s if before is None else min(2 * before.pause_s, RESEND_MAX_S)
             subscription.sent[one.key_id] = Sent(one, now_s + pause, pause)
         return frame
+
+    def refuse_keys(self, wanted: KeysWanted, key_ids: tuple[KeyId, ...]) -> bytes | None:
+        """There are no keys for the application under these ids; the frame to send, unless the session has ended."""
+        if self.subscription is None:
+            return None
+        return self._seal(NotFetched(wanted.request, tuple([key_id.bytes for key_id in key_ids])))
+
+    def answer_later(self, wanted: KeysWanted) -> bytes:
+        """The application asks too often; the frame to send."""
+        return self._seal(FetchLater(wanted.request))
 
     def record(self, key_ids: tuple[KeyId, ...]) -> bytes | None:
         """The acknowledgement of these is journalled; the frame to send, unless the subscription has ended."""
@@ -272,19 +300,31 @@ class Attendant:
         except RemoteProtocolError as error:
             return outcomes + self._discard(str(error))
 
-    def _act(self, body: Subscribe | Acknowledge | Alive | Unsubscribe) -> list[Outcome]:
-        if isinstance(body, Subscribe):
-            return self._want(body)
-        if isinstance(body, Acknowledge):
-            return self._acknowledge(body)
-        return self._end("unsubscribed") if isinstance(body, Unsubscribe) else []
+    def _act(self, body: FromApplication) -> list[Outcome]:
+        match body:
+            case Subscribe() | SubscribeToFetch():
+                return self._want(body)
+            case Acknowledge():
+                return self._acknowledge(body)
+            case Fetch():
+                return self._fetch(body)
+            case Unsubscribe():
+                return self._end("unsubscribed")
+            case Alive():
+                return []
 
-    def _want(self, body: Subscribe) -> list[Outcome]:
+    def _fetch(self, body: Fetch) -> list[Outcome]:
+        if self.subscription is None:
+            return self._discard("keys are asked for without a subscription")
+        return [KeysWanted(body.request, tuple(dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids)))]
+
+    def _want(self, body: Subscribe | SubscribeToFetch) -> list[Outcome]:
         association = Association(self.application.name, body.remote, body.link)
         present = self.subscription
         changed = present is not None and (present.association, present.size_bits) != (association, body.size_bits)
         ended = self._end("replaced by another subscription") if changed else []
-        return [*ended, SubscriptionWanted(association, body.size_bits, body.credit)]
+        pushes = isinstance(body, Subscribe)
+        return [*ended, SubscriptionWanted(association, body.size_bits, body.credit, pushes)]
 
     def _acknowledge(self, body: Acknowledge) -> list[Outcome]:
         if self.subscription is None:
@@ -295,7 +335,7 @@ class Attendant:
         for key_id in known:
             settling[key_id] = sent.pop(key_id)
         # A repeat of what is settling or recorded is no surprise: its answer is on the way, or was lost.
-        strange = sum(key_id not in settling and key_id not in recorded for key_id in ids)
+        strange = tuple([key_id for key_id in ids if key_id not in settling and key_id not in recorded])
         outcomes: list[Outcome] = [KeysAcknowledged(known)] if known else []
         if strange:
             outcomes += [NotSent(strange), *self._discard("an acknowledgement of keys that were not sent")]

@@ -16,24 +16,31 @@ from qkdnode.channel.session import DrawInto
 from qkdnode.channel.socket import Limits
 from qkdnode.errors import ChannelError, VaultDamagedError, VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
     KeysAcknowledged,
+    KeysWanted,
     NotSent,
     OpenRefused,
     Outcome,
     Reply,
+    Subscription,
     SubscriptionEnded,
     SubscriptionWanted,
 )
 from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
 
 DOMAIN = "qkdnode.supply"
 CONNECTIONS_PER_APPLICATION = 16
 OUTBOX_PAGE = 256
+FETCHES_BURST, FETCHES_PER_S = 64, 16.0  # of one application, over all its connections
+REFUSED_AFTER_S = 0.1  # of whatever reason: what the vault did shows in no answer's time
+NAMES_TOLD = 7  # pseudonyms of refused ids that a leaf holds
 LIMITS = Limits(max_message_bytes=MAX_SUPPLY_BYTES, high_water=2 * MAX_CREDIT)
 
 Ask = Callable[[Request], Awaitable[Any]]
@@ -48,6 +55,7 @@ class SubscriptionState(msgspec.Struct, frozen=True):
     connected: bool
     size_bits: int
     credit: int
+    pushes: bool = True  # keys are sent unasked
 
 
 class SupplyStatistics(msgspec.Struct, kw_only=True):
@@ -64,6 +72,9 @@ class SupplyStatistics(msgspec.Struct, kw_only=True):
     keys_delivered: int = 0
     keys_not_opened: int = 0  # refused by the vault: revoked, expired, already delivered
     keys_not_sent: int = 0  # acknowledged without having been sent
+    keys_fetched: int = 0  # sent because they were asked for by id
+    keys_not_fetched: int = 0  # asked for by id and refused
+    fetches_put_off: int = 0  # asked for too often
     failed_records: int = 0  # acknowledgements or events that the vault would not journal
     discarded: int = 0
 
@@ -124,6 +135,7 @@ class SupplyServer:
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
         self._throttle = Throttle(burst=10, per_s=1.0)
+        self._fetches = Throttle(burst=FETCHES_BURST, per_s=FETCHES_PER_S)
         self._errands: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._listener: Listener | None = None
@@ -149,7 +161,7 @@ class SupplyServer:
     def subscriptions(self) -> list[SubscriptionState]:
         """What is subscribed now."""
         return [
-            SubscriptionState(held.association, True, held.size_bits, held.credit)
+            SubscriptionState(held.association, True, held.size_bits, held.credit, held.pushes)
             for connection in self._connections.values()
             if (held := connection.attendant.subscription) is not None
         ]
@@ -286,8 +298,10 @@ class SupplyServer:
                     if not connection.settling:
                         connection.settling = True
                         self._run(self._settle(connection))
-                case NotSent(keys):
-                    self._statistics.keys_not_sent += keys
+                case KeysWanted():
+                    self._run(self._fetch(connection, outcome))
+                case NotSent(key_ids):
+                    self._statistics.keys_not_sent += len(key_ids)
                 case SubscriptionEnded(association, reason):
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
@@ -315,7 +329,7 @@ class SupplyServer:
                 self._end(other, wanted.association, reason)
         began = attendant.subscription is None
         self._send(connection, attendant.subscribe(wanted))
-        state = SubscriptionState(wanted.association, True, wanted.size_bits, wanted.credit)
+        state = SubscriptionState(wanted.association, True, wanted.size_bits, wanted.credit, wanted.pushes)
         self._on_subscription(state)
         if began:
             self._statistics.subscriptions += 1
@@ -365,7 +379,8 @@ class SupplyServer:
     async def _next_rows(self, connection: Connection) -> list[Delivery]:
         """Rows of the outbox for this subscription, as many as one message has room for and not sent yet."""
         subscription = connection.attendant.subscription
-        if subscription is None or subscription.room <= 0 or not self._releases(connection):
+        idle = subscription is None or not subscription.pushes or subscription.room <= 0
+        if subscription is None or idle or not self._releases(connection):
             return []
         while not connection.waiting:
             request = ApplicationOutbox(
@@ -435,6 +450,81 @@ class SupplyServer:
             return None
         return opened
 
+    # Keys asked for by id
+
+    async def _fetch(self, connection: Connection, wanted: KeysWanted) -> None:
+        """Send what there is for the application. All else is refused in one way, at one time after it came."""
+        attendant, began_s = connection.attendant, time.monotonic()
+        subscription = attendant.subscription
+        if subscription is None:
+            return
+        if self._fetches.take(connection.application, began_s) is None:
+            self._statistics.fetches_put_off += 1
+            self._send(connection, attendant.answer_later(wanted))
+            return
+        fetched = await self._look_up(connection, wanted)
+        sent = self._send_fetched(connection, subscription, fetched)
+        self._statistics.keys_fetched += len(sent)
+        refused = tuple(key_id for key_id in wanted.key_ids if key_id not in sent)
+        if not refused:
+            return
+        self._statistics.keys_not_fetched += len(refused)
+        await asyncio.sleep(max(0.0, began_s + REFUSED_AFTER_S - time.monotonic()))
+        if attendant.subscription is subscription and (frame := attendant.refuse_keys(wanted, refused)) is not None:
+            self._send(connection, frame)
+        names = " ".join(fetched.names[:NAMES_TOLD]) if fetched is not None else ""
+        self._tell(connection, "fetch", "refused", {"ids": len(refused), "names": names})
+
+    async def _look_up(self, connection: Connection, wanted: KeysWanted) -> FetchedKeys | None:
+        held = connection.attendant.subscription
+        if held is None:
+            return None
+        request = FetchKeys(
+            key_ids=wanted.key_ids,
+            association=held.association,
+            size_bits=held.size_bits,
+            release=self._may_release(held.association),
+            peer_reachable=self._peer_reachable(held.association),
+            caller=Caller(fingerprint(connection.attendant.application), connection.peer.address),
+        )
+        try:
+            try:
+                fetched: FetchedKeys = await self._ask(request)
+            except VaultDamagedError:  # it names the damaged ones only once
+                fetched = await self._ask(request)
+        except VaultError:
+            return None
+        return fetched
+
+    def _send_fetched(
+        self, connection: Connection, subscription: Subscription, fetched: FetchedKeys | None
+    ) -> list[KeyId]:
+        """Send the keys that were opened, as far as the credit goes; which."""
+        if fetched is None or fetched.opened is None:
+            return []
+        attendant, opened = connection.attendant, fetched.opened
+        with opened.material as material, memoryview(material) as view:
+            if attendant.subscription is not subscription:
+                return []
+            size, together = opened.size_bits // 8, keys_in_a_message(opened.size_bits)
+            rows, places, room = list[Delivery](), list[int](), subscription.room
+            for place, delivery in enumerate(fetched.deliveries):
+                known = delivery.key_id in subscription.sent
+                if delivery.key_id in subscription.settling or (not known and room <= 0):
+                    continue
+                room -= not known
+                rows.append(delivery)
+                places.append(place)
+            for start in range(0, len(rows), together):
+                chosen = places[start : start + together]
+                with SecretBuffer(size * len(chosen)) as part, memoryview(part) as into:
+                    for i, place in enumerate(chosen):
+                        into[i * size : (i + 1) * size] = view[place * size : (place + 1) * size]
+                    frame = attendant.send_keys(rows[start : start + together], part, time.monotonic())
+                self._send(connection, frame)
+            self._statistics.keys_sent += len(rows)
+            return [row.key_id for row in rows]
+
     async def _settle(self, connection: Connection) -> None:
         """Journal what was acknowledged; what comes in meanwhile goes into the next request."""
         while connection.acknowledged:
@@ -462,7 +552,7 @@ class SupplyServer:
     async def anything_waits(self) -> bool:
         """Whether a connected application has not acknowledged all the keys that it may have now."""
         for state in self.subscriptions():
-            if not self._may_release(state.association):
+            if not self._may_release(state.association) or not state.pushes:
                 continue
             request = ApplicationOutbox(
                 application=state.association.local,

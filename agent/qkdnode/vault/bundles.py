@@ -166,7 +166,7 @@ def _places(bundle: Bundle, wanted: Collection[bytes]) -> list[int]:
 
 def taken(store: Store, ids: Sequence[bytes]) -> bool:
     """Whether any of these ids was ever a key's."""
-    numbers = _numbers(store, ids)
+    numbers = numbers_of(store, ids)
     if not numbers:
         return False
     statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
@@ -304,13 +304,13 @@ def damage(store: Store, damaged: list[Chosen]) -> Aftermath:
 
 
 def _holding(store: Store, ids: list[bytes]) -> list[Bundle]:
-    numbers = _numbers(store, ids)
+    numbers = numbers_of(store, ids)
     if not numbers:
         return []
     return store.find(Bundle, f"number IN ({_slots(numbers)}) ORDER BY number", *numbers)
 
 
-def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
+def numbers_of(store: Store, ids: Sequence[bytes]) -> list[int]:
     """Bundles that may hold some of these ids."""
     numbers: set[int] = set()
     heads = _heads(ids)

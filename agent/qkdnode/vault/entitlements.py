@@ -189,6 +189,11 @@ def is_released(store: Store, bundle: Bundle, places: list[int]) -> bool:
     return decision.allowed
 
 
+def would_release(store: Store, bundle: Bundle, *, peer_reachable: bool) -> bool:
+    """Whether keys of a Bundle may go out; nothing is counted or journalled."""
+    return _at_release(store, bundle, peer_reachable).allowed
+
+
 def _at_release(store: Store, bundle: Bundle, peer_reachable: bool) -> Decision:
     association = store.get_association(bundle.association)
     if association is None:
