@@ -136,6 +136,7 @@ class Agent:
             links=self.links,
             devices=self.devices,
             alarms=self.alarms,
+            decoy=lambda subject, detail: self.done.append(("decoy", subject, detail)),
             acknowledge=self.acknowledge,
             revoked=lambda links: self.done.append(("revoked", *links)),
             pause=self.pause,
@@ -222,8 +223,9 @@ class Agent:
             keys={"ready": 3, "delivered": 120} if self.vault_answers else None,
         )
 
-    async def alarms(self) -> tuple[dict[str, Any], ...]:
-        return (self.alarm,)
+    async def alarms(self, confidential: bool) -> tuple[dict[str, Any], ...]:
+        secret = {**self.alarm, "code": "DECOY", "subject": "application/payroll", "detail": "fetch of 1"}
+        return (self.alarm, secret) if confidential else (self.alarm,)
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
         if (code, subject) != (self.alarm["code"], self.alarm["subject"]):

@@ -313,6 +313,7 @@ class Agent:
             on_delivered=self._delivered,
             may_release=self._may_release,
             peer_reachable=self._is_current,
+            on_decoy=partial(self._recorder.alarm, AlarmCode.DECOY),
         )
         await self._supply.start(self._config.supply.listen)
 

@@ -31,6 +31,7 @@ from qkdnode.supply.protocol import (
     SubscriptionWanted,
 )
 from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.decoys import Suspects, WhichDecoys
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
@@ -104,9 +105,9 @@ class SupplyServer:
     `may_release` says whether keys of an association may go out now: what the neighbour has revoked is known first.
     `peer_reachable` is told to the vault with every request to open keys.
     `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
-    journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
-    of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
-    `lapse_s` is taken as gone.
+    journalled, so that the neighbour hears of them; `on_decoy` of who has asked for a decoy, and how. `record`
+    journals access events. At most `credit` keys of a subscription are unacknowledged, so an application that hangs
+    holds up only itself; one that says nothing for `lapse_s` is taken as gone.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class SupplyServer:
         on_delivered: Callable[[Association], None] = lambda association: None,
         may_release: Callable[[Association], bool] = lambda association: True,
         peer_reachable: Callable[[Association], bool] = lambda association: True,
+        on_decoy: Callable[[str, str], None] = lambda subject, detail: None,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
@@ -130,7 +132,7 @@ class SupplyServer:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
         self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
-        self._may_release, self._peer_reachable = may_release, peer_reachable
+        self._may_release, self._peer_reachable, self._on_decoy = may_release, peer_reachable, on_decoy
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -302,6 +304,7 @@ class SupplyServer:
                     self._run(self._fetch(connection, outcome))
                 case NotSent(key_ids):
                     self._statistics.keys_not_sent += len(key_ids)
+                    self._run(self._look_for_decoys(connection, key_ids))
                 case SubscriptionEnded(association, reason):
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
@@ -472,8 +475,25 @@ class SupplyServer:
         await asyncio.sleep(max(0.0, began_s + REFUSED_AFTER_S - time.monotonic()))
         if attendant.subscription is subscription and (frame := attendant.refuse_keys(wanted, refused)) is not None:
             self._send(connection, frame)
+        if fetched is not None and fetched.decoys:
+            self._alarm_of_decoys(connection, "fetch", fetched.decoys)
         names = " ".join(fetched.names[:NAMES_TOLD]) if fetched is not None else ""
         self._tell(connection, "fetch", "refused", {"ids": len(refused), "names": names})
+
+    async def _look_for_decoys(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> None:
+        """Nobody can have a decoy: who acknowledges one knows its id from elsewhere."""
+        try:
+            suspects: Suspects = await self._ask(WhichDecoys(key_ids=key_ids))
+        except VaultError:
+            self._statistics.failed_records += 1
+            return
+        if suspects.names:
+            self._alarm_of_decoys(connection, "acknowledgement", suspects.names)
+
+    def _alarm_of_decoys(self, connection: Connection, how: str, names: tuple[str, ...]) -> None:
+        who = self._who(connection.attendant.application, connection.peer)
+        told = f"{how} of {len(names)}, such as {names[0]}; source {who['source']}, fingerprint {who['fingerprint']}"
+        self._on_decoy(f"application/{connection.application}", told)
 
     async def _look_up(self, connection: Connection, wanted: KeysWanted) -> FetchedKeys | None:
         held = connection.attendant.subscription

@@ -15,6 +15,7 @@ from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
 from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault import marks
 from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
@@ -58,6 +59,7 @@ class Cut(msgspec.Struct, frozen=True):
     key_class: str
     policy: int
     binding: bytes
+    decoy: bool = False
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -120,7 +122,10 @@ def make(
         epoch=store.epoch,
         version=1,
         kek=store.kek(cut.link),
+        mark=marks.mark_of(store, number, decoy=cut.decoy),
     )
+    if cut.decoy and store.decoys is not None:
+        store.decoys.add(number)
     assert row.kek is not None
     with memoryview(material) as view:
         bounds = [row.bound(place) for place in range(len(ids))]

@@ -29,6 +29,7 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    decoys,
     entitlements,
     epochs,
     extract,
@@ -69,7 +70,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    fetches,
+    fetches, decoys,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -9,7 +9,7 @@ import msgspec
 from qkdnode.errors import LocalProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, entitlements, reach
+from qkdnode.vault import bundles, entitlements, marks, reach
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import KEYS_PER_BUNDLE, Bundle, KnownAssociation
 from qkdnode.vault.requests import Caller, Delivery, OpenedKeys, Request
@@ -44,6 +44,7 @@ class FetchedKeys(msgspec.Struct, frozen=True):
     deliveries: tuple[Delivery, ...]
     refused: tuple[KeyId, ...]
     names: tuple[str, ...]  # of the refused: their pseudonyms in the log
+    decoys: tuple[str, ...] = ()  # of the decoys among them
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -61,22 +62,24 @@ def fetch_keys(store: Store, request: FetchKeys) -> FetchedKeys:
     known = entitlements.known_association(store, request.association)
     names = {key_id: store.sealing.pseudonym(key_id.bytes) for key_id in asked}
     granted: list[tuple[KeyId, Bundle, int]] = []
+    suspects: list[str] = []
     for key_id in asked:
         found = look_up(store, key_id)
+        suspects += [names[key_id]] * (is_decoy(store, found) and found.place is not None)
         if may_have(store, found, known, request) and found.bundle is not None and found.place is not None:
             granted.append((key_id, found.bundle, found.place))
     given = {key_id for key_id, _, _ in granted}
     refused = tuple(key_id for key_id in asked if key_id not in given)
     told = tuple(names[key_id] for key_id in refused)
     if not granted:
-        return FetchedKeys(None, (), refused, told)
+        return FetchedKeys(None, (), refused, told, tuple(suspects))
     material = bundles.unseal(store, [Chosen(bundle, [place]) for _, bundle, place in granted])
     deliveries = tuple(
         Delivery(bundle.number * KEYS_PER_BUNDLE + place, key_id, request.association, bundle.size_bits)
         for key_id, bundle, place in granted
     )
     opened = OpenedKeys(tuple(key_id for key_id, _, _ in granted), request.size_bits, material)
-    return FetchedKeys(opened, deliveries, refused, told)
+    return FetchedKeys(opened, deliveries, refused, told, tuple(suspects))
 
 
 def look_up(store: Store, key_id: KeyId) -> Found:
@@ -96,6 +99,11 @@ def look_up(store: Store, key_id: KeyId) -> Found:
     return Found(bundle, place)
 
 
+def is_decoy(store: Store, found: Found) -> bool:
+    """Whether the Bundle that was found, or stands in, is one of decoys."""
+    return found.bundle is not None and marks.is_decoy(store, found.bundle)
+
+
 def may_have(store: Store, found: Found, known: KnownAssociation | None, request: FetchKeys) -> bool:
     """Whether a key is what was asked for, and may go out; every question is asked, whatever the others say."""
     bundle = found.bundle
@@ -111,6 +119,7 @@ def may_have(store: Store, found: Found, known: KnownAssociation | None, request
         reach.scope_of_bundle(store, bundle) is None,
         entitlements.would_release(store, bundle, peer_reachable=request.peer_reachable),
         request.release,
+        not is_decoy(store, found),
     )
     return all(questions)
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from qkdnode.access.confidential import CONFIDENTIAL_ALARMS
 from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent, NodeEvent
-from qkdnode.ids import Association, BatchId
+from qkdnode.ids import CONFIDENTIAL, Association, BatchId
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage
 
 _BATCH = struct.Struct(">QI")
@@ -60,6 +61,11 @@ class Record(msgspec.Struct, frozen=True):
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         """The row's name in the audit log."""
         raise NotImplementedError
+
+    @property
+    def heading(self) -> str:
+        """The topic of this row's leaves, before the link's name."""
+        return self.topic
 
 
 class Link(Record, frozen=True):
@@ -251,6 +257,7 @@ class Bundle(Record, frozen=True):
     epoch: int
     version: int
     kek: int | None  # under which the data keys are wrapped; None once no key is held any more
+    mark: bytes  # whether its keys are decoys, for who has the vault's key: qkdnode.vault.marks
     generation: int = 0
     leaf: int = 0
 
@@ -490,6 +497,10 @@ class KnownAlarm(Record, frozen=True):
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         return f"alarm/{self.code}/{self.about}"
+
+    @property
+    def heading(self) -> str:
+        return CONFIDENTIAL if self.code in CONFIDENTIAL_ALARMS else self.topic
 
 
 class EndedKek(Record, frozen=True):

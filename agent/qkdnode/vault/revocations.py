@@ -82,7 +82,7 @@ def revoke_keys(store: Store, request: RevokeKeys) -> Revoked:
             revoked += ids
             told[bundle.link] += [(key_id, bundle.states[place]) for key_id, place in zip(ids, places, strict=True)]
     for link, keys in told.items():
-        _tell(store, link, request.reason, keys)
+        tell(store, link, request.reason, keys)
     unknown = asked.keys() - set(revoked) - set(already)
     return Revoked(*(tuple(asked[raw] for raw in asked if raw in some) for some in (revoked, already, unknown)))
 
@@ -143,7 +143,8 @@ def _may(bundle: Bundle, place: int, step: Step) -> bool:
     return after(bundle.stage(place), far, step) is not None
 
 
-def _tell(store: Store, link: str, reason: str, keys: list[tuple[bytes, int]]) -> None:
+def tell(store: Store, link: str, reason: str, keys: list[tuple[bytes, int]]) -> None:
+    """Tell the neighbour where keys stand that a change, journalled just now, has taken out of use."""
     packed, letters = b"".join(key_id for key_id, _ in keys), bytes(letter for _, letter in keys)
     number = store.journal.size - 1  # of the last leaf of the change: rising, and no other notice has it
     outbox.post(store, link, number, KeysRevoked(number, reason, packed, letters))  # type: ignore[arg-type]

@@ -208,6 +208,7 @@ CREATE TABLE bundles (
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     kek INTEGER,
+    mark BLOB NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL

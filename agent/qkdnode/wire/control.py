@@ -188,6 +188,14 @@ class DestructionReceipt(Request, frozen=True, kw_only=True, tag="keys receipt")
     key_id: Block16
 
 
+class Decoys(Request, frozen=True, kw_only=True, tag="decoys"):
+    """How many decoys there are. Answer: DecoyList."""
+
+
+class RenewDecoys(Request, frozen=True, kw_only=True, tag="decoys renew"):
+    """Destroy all decoys at both ends, and make new ones. Answer: Acted."""
+
+
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Distil no more on a link until `Resume`, restarts included. Answer: Acted."""
 
@@ -281,6 +289,8 @@ AnyRequest: TypeAlias = (
     | Epochs
     | RewrapKeys
     | DestructionReceipt
+    | Decoys
+    | RenewDecoys
     | Pause
     | Resume
     | Shutdown
@@ -296,8 +306,8 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload,
+    ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -520,6 +530,24 @@ class Receipt(Answer, frozen=True, kw_only=True):
     receipt: str
 
 
+class DecoyEntry(Answer, frozen=True, kw_only=True):
+    """The decoys of an association that hold bits here."""
+
+    local: str
+    remote: str
+    link: str
+    key_class: str
+    size_bits: int
+    keys: int
+    oldest_ns: int
+
+
+class DecoyList(Answer, frozen=True, kw_only=True):
+    """Answer to Decoys."""
+
+    decoys: tuple[DecoyEntry, ...]
+
+
 class KeyPage(Answer, frozen=True, kw_only=True):
     """Keys, and the `after` of the next page; None: there are no more."""
 
@@ -666,6 +694,8 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Epochs: EpochList,
     RewrapKeys: EpochList,
     DestructionReceipt: Receipt,
+    Decoys: DecoyList,
+    RenewDecoys: Acted,
     Pause: Acted,
     Resume: Acted,
     Shutdown: Acted,
