@@ -24,11 +24,11 @@ CHECKPOINT_LEAVES = 1000
 VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
 SUBJECTS_AT_ONCE = 128
+SUBJECTS_REMEMBERED = 16_384
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
 SUBTREES = "a hash over entries of the audit log in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
-_NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -71,6 +71,7 @@ class Journal:
         self._checkpointed = self._checkpointed_ns = 0
         self._pending: list[str] = []
         self._pending_subjects: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # newest leaves that this process wrote, by subject: as many as it remembers
         self._verification = Verification(empty_head())
         self._headed = 0  # size of the log under the stored head
         self.now_ns = 0
@@ -126,17 +127,15 @@ class Journal:
 
     def newest(self, subject: str) -> int | None:
         """Position of the newest leaf about a subject."""
-        pending = self._pending_subjects.get(subject)
-        if pending is not None:
-            return pending
-        row = self._connection.execute(_NEWEST, (subject,)).fetchone()
-        return None if row is None else row[0]
+        return self.newest_of((subject,)).get(subject)
 
     def newest_of(self, subjects: Sequence[str]) -> dict[str, int]:
         """Position of the newest leaf about each of several subjects."""
-        newest: dict[str, int] = {}
-        for i in range(0, len(subjects), SUBJECTS_AT_ONCE):
-            page = subjects[i : i + SUBJECTS_AT_ONCE]
+        known = self._written
+        newest = {subject: known[subject] for subject in subjects if subject in known}
+        others = [subject for subject in subjects if subject not in known] if len(newest) < len(subjects) else []
+        for i in range(0, len(others), SUBJECTS_AT_ONCE):
+            page = others[i : i + SUBJECTS_AT_ONCE]
             slots = ", ".join("?" * len(page))
             statement = f"SELECT subject, max(position) FROM leaves WHERE subject IN ({slots}) GROUP BY subject"
             newest.update(self._connection.execute(statement, page))
@@ -155,6 +154,7 @@ class Journal:
         self._headed = min(self._headed, mark.frontier.size)
         self._pending.clear()
         self._pending_subjects.clear()
+        self._written.clear()
 
     def write(self) -> tuple[int, int]:
         """Write the leaves of the request that ends; the positions of the first and last of them."""
@@ -169,6 +169,9 @@ class Journal:
             self._frontier.append(leaf_hash(leaf.encode()), subtrees)
         if subtrees:
             self._connection.executemany("INSERT INTO subtrees VALUES (?, ?, ?)", subtrees)
+        if len(self._written) > SUBJECTS_REMEMBERED:
+            self._written.clear()
+        self._written.update(self._pending_subjects)
         self._pending.clear()
         self._pending_subjects.clear()
         return first, self._frontier.size - 1

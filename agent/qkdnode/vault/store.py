@@ -37,6 +37,7 @@ from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
 UNDER_KEK = "rows under KEK "
+_COUNTED = frozenset({"states", "far", "kek"})
 _STATES, _FAR = 2, 3  # where the row of a Bundle has them
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
@@ -197,7 +198,7 @@ class Store:
         found = [self._genuine(record, row) for row in rows]
         subjects = [row.subject(self.sealing.pseudonym) for row in found]
         named = [subject for subject in subjects if subject is not None]
-        newest = self.journal.newest_of(named) if named else {}
+        newest = self.journal.newest_of(named)
         for row, subject in zip(found, subjects, strict=True):
             if subject is not None and newest.get(subject) != row.leaf:  # type: ignore[attr-defined]
                 raise self._put_back(row)
@@ -250,9 +251,10 @@ class Store:
         """Journal a transition of a verified row, or of the `named` keys in it, and write it."""
         generation = row.generation + 1  # type: ignore[attr-defined]
         leaf = self._journal(row, happened, outcome, details, named)
-        self._count(row, -1)
-        row = replace(row, generation=generation, leaf=leaf, **changes)
-        self._count(row, 1)
+        before, row = row, replace(row, generation=generation, leaf=leaf, **changes)
+        if not _COUNTED.isdisjoint(changes):
+            self._count(before, -1)
+            self._count(row, 1)
         mac = self.sealing.mac(row.table, astuple(row))
         self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
@@ -300,7 +302,9 @@ class Store:
         first, last = self.journal.write()
         self.erasures.end_request(first, last)
         if self._counts:
-            self.connection.executemany(_COUNT, list(self._counts.items()))
+            changed = [(name, by) for name, by in self._counts.items() if by]
+            if changed:
+                self.connection.executemany(_COUNT, changed)
             self._counts.clear()
 
     def forget(self) -> None:
