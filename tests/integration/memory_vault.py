@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.decoys import Suspects, WhichDecoys
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 
@@ -20,6 +21,7 @@ class MemoryVault:
         self.material: dict[KeyId, bytes] = {}
         self.delivered: dict[KeyId, str] = {}
         self.opened: dict[KeyId, int] = {}
+        self.decoys: set[KeyId] = set()
         self.failing: set[type[Request]] = set()
         self._number = 0
         self._answers: dict[type[Request], Callable[[Any], Any]] = {
@@ -27,6 +29,7 @@ class MemoryVault:
             OpenKeys: self._open,
             KeysDelivered: self._deliver,
             FetchKeys: self._fetch,
+            WhichDecoys: lambda request: Suspects(tuple(map(_name, self.decoys.intersection(request.key_ids)))),
         }
 
     def add(self, association: Association, count: int, size_bits: int = 256) -> list[UUID]:
@@ -73,11 +76,12 @@ class MemoryVault:
         rows = [row for key_id in request.key_ids if (row := self.rows.get(key_id)) is not None]
         rows = [row for row in rows if (row.association, row.size_bits) == wanted and request.release]
         refused = tuple(key_id for key_id in request.key_ids if key_id not in {row.key_id for row in rows})
-        names = tuple(f"name of {key_id}" for key_id in refused)
+        names = tuple(map(_name, refused))
+        suspects = tuple(map(_name, self.decoys.intersection(refused)))
         if not rows:
-            return FetchedKeys(None, (), refused, names)
+            return FetchedKeys(None, (), refused, names, suspects)
         opened = self._open(OpenKeys(key_ids=tuple(row.key_id for row in rows), application=request.association.local))
-        return FetchedKeys(opened, tuple(rows), refused, names)
+        return FetchedKeys(opened, tuple(rows), refused, names, suspects)
 
     def _deliver(self, request: KeysDelivered) -> int:
         new = 0
@@ -88,3 +92,7 @@ class MemoryVault:
                 self.delivered[key_id] = request.application
                 new += 1
         return new
+
+
+def _name(key_id: KeyId) -> str:
+    return f"name of {key_id}"

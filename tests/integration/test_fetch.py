@@ -40,6 +40,7 @@ class Site:
         self.vault = MemoryVault()
         self.journal: list[tuple[str, str, str, dict[str, Any]]] = []
         self.releases = True
+        self.alarmed: list[tuple[str, str]] = []
         self.server: SupplyServer
 
     async def record(self, kind: str, subject: str, outcome: str, details: dict[str, Any]) -> None:
@@ -79,6 +80,7 @@ async def site() -> AsyncIterator[Site]:
                     may_release=lambda association: made.releases,
                     record=made.record,
                     key_class="its",
+                    on_decoy=lambda subject, detail: made.alarmed.append((subject, detail)),
                 ) as made.server,
                 asyncio.timeout(20),
             ):
@@ -144,7 +146,7 @@ def test_a_key_that_was_pushed_is_given_to_who_fetches_it() -> None:
     asyncio.run(demand())
 
 
-@pytest.mark.parametrize("why", ["unknown", "of another application", "of another size", "withheld"])
+@pytest.mark.parametrize("why", ["unknown", "of another application", "of another size", "withheld", "a decoy"])
 def test_every_refusal_has_one_size_and_comes_after_one_time(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def demand() -> None:
         async with site() as here, here.subscription() as keys:
@@ -154,7 +156,9 @@ def test_every_refusal_has_one_size_and_comes_after_one_time(why: str, monkeypat
                 "of another application": here.vault.add(Association("app", "other", "line"), 1)[0],
                 "of another size": here.vault.add(ASSOCIATION, 1, size_bits=128)[0],
                 "withheld": here.vault.add(ASSOCIATION, 1)[0],
+                "a decoy": uuid4(),
             }
+            here.vault.decoys = {cases["a decoy"]}
             here.releases = why != "withheld"
             pauses: list[float] = []
             sleep = asyncio.sleep
@@ -177,6 +181,7 @@ def test_every_refusal_has_one_size_and_comes_after_one_time(why: str, monkeypat
             monkeypatch.undo()
             assert [len(frame) for frame in sent] == [55]
             assert [round(pause) for pause in pauses if pause > 900] == [1000]
+            assert [subject for subject, _ in here.alarmed] == ["application/app"] * (why == "a decoy")
 
     asyncio.run(demand())
 
@@ -210,6 +215,31 @@ def test_a_vault_that_fails_refuses_as_if_there_were_no_key() -> None:
                 await keys.fetch(key_id)
             here.vault.failing.clear()
             (await keys.fetch(key_id)).material.release()
+
+    asyncio.run(demand())
+
+
+def test_who_acknowledges_a_decoy_is_told_of_and_hears_nothing() -> None:
+    async def demand() -> None:
+        async with site() as here, here.subscription(pushed=True) as keys:
+            here.vault.decoys = {uuid4(), uuid4()}
+            here.vault.add(ASSOCIATION, 1)
+            here.server.notify("app")
+            key = await keys.next()
+            key.material.release()
+            for strange in (uuid4(), *here.vault.decoys):
+                keys.acknowledge(strange)
+            key.acknowledge()
+            await until_delivered(here.vault, 1)
+            while len(here.alarmed) < 1:
+                await asyncio.sleep(0.005)
+            ((subject, detail),) = here.alarmed
+            assert subject == "application/app"
+            assert detail.startswith("acknowledgement of 2, such as name of ")
+            assert "fingerprint unknown" not in detail
+            assert {details["reason"] for details in here.told("message")} == {
+                "an acknowledgement of keys that were not sent"
+            }
 
     asyncio.run(demand())
 

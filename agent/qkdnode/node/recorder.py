@@ -191,7 +191,8 @@ class Recorder:
                     self._log.info("alarm cleared", code=update.alarm.code, subject=update.alarm.subject)
         except (VaultError, AuditError) as error:
             self.alarms.put_back(left)
-            self._failed(f"alarm {update.alarm.code}", error)
+            shown = "" if update.alarm.code in CONFIDENTIAL else f" {update.alarm.code}"
+            self._failed(f"alarm{shown}", error)
         else:
             self._wrote()
 
