@@ -9,6 +9,7 @@ from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.decoys import Suspects, WhichDecoys
+from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 
@@ -22,6 +23,8 @@ class MemoryVault:
         self.delivered: dict[KeyId, str] = {}
         self.opened: dict[KeyId, int] = {}
         self.decoys: set[KeyId] = set()
+        self.ended: dict[int, Ended] = {}  # notices of one association
+        self.revoked: set[KeyId] = set()
         self.failing: set[type[Request]] = set()
         self._number = 0
         self._answers: dict[type[Request], Callable[[Any], Any]] = {
@@ -29,6 +32,9 @@ class MemoryVault:
             OpenKeys: self._open,
             KeysDelivered: self._deliver,
             FetchKeys: self._fetch,
+            EndedKeys: lambda request: tuple(self.ended.values()),
+            EndedNoted: lambda request: sum(self.ended.pop(number, None) is not None for number in request.numbers),
+            HadBefore: self._had_before,
             WhichDecoys: lambda request: Suspects(tuple(map(_name, self.decoys.intersection(request.key_ids)))),
         }
 
@@ -82,6 +88,24 @@ class MemoryVault:
             return FetchedKeys(None, (), refused, names, suspects)
         opened = self._open(OpenKeys(key_ids=tuple(row.key_id for row in rows), application=request.association.local))
         return FetchedKeys(opened, tuple(rows), refused, names, suspects)
+
+    def revoke(self, *key_ids: KeyId) -> None:
+        """Keys are out of use: those that were delivered are told of."""
+        for key_id in key_ids:
+            self.rows.pop(key_id, None)
+            self.revoked.add(key_id)
+            if key_id in self.delivered:
+                self._end(key_id)
+
+    def _had_before(self, request: HadBefore) -> int:
+        found = self.revoked.intersection(request.key_ids) - set(self.delivered)
+        for key_id in found:
+            self._end(key_id)
+        return len(found)
+
+    def _end(self, key_id: KeyId) -> None:
+        self._number += 1
+        self.ended[self._number] = Ended(self._number, (key_id.bytes,), "compromised", "key-compromise")
 
     def _deliver(self, request: KeysDelivered) -> int:
         new = 0

@@ -149,7 +149,7 @@ def _facts(of: dict[str, Any]) -> list[tuple[str, object]]:
 def revoke(client: Client, key_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
     """Take keys out of use at both ends: neither application gets them from here any more.
 
-    All of them or, if one request fails, none. What an application has already it is told of by the events.
+    All of them or, if one request fails, none. Applications that have them are told in their sessions.
     """
     if len(key_ids) > PAGE_MAX:
         raise click.UsageError(f"{len(key_ids)} keys at once: give at most {PAGE_MAX}")

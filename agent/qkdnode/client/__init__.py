@@ -37,6 +37,7 @@ from qkdnode.client.events import Events, EventsStatistics
 from qkdnode.client.order import Missed, Occurrence, SignedCheckpoint
 from qkdnode.client.subscription import (
     AsyncSubscription,
+    EndedKeys,
     Key,
     KeyRefusedError,
     NoKeyError,
@@ -47,6 +48,7 @@ from qkdnode.client.subscription import (
 
 __all__ = [
     "AsyncSubscription",
+    "EndedKeys",
     "Events",
     "EventsStatistics",
     "Key",

@@ -16,10 +16,12 @@ from qkdnode.wire.supply import (
     Accept,
     Acknowledge,
     Alive,
+    EndedNoted,
     Fetch,
     FetchLater,
     FromApplication,
     KeysBody,
+    KeysEnded,
     NotFetched,
     Open,
     Recorded,
@@ -64,13 +66,23 @@ class KeyNotFetched(msgspec.Struct, frozen=True):
     key_id: KeyId
 
 
+class KeysOutOfUse(msgspec.Struct, frozen=True):
+    """Keys that the application has are to be used no more. Say `noted` once it knows."""
+
+    notice: int
+    association: Association
+    key_ids: tuple[KeyId, ...]
+    stage: str  # such as "compromised", "deactivated", "destroyed"
+    reason: str
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """The node will not supply: asking again will not help."""
 
     reason: str
 
 
-Outcome = Transmit | KeyArrived | KeyNotFetched | Refusal
+Outcome = Transmit | KeyArrived | KeyNotFetched | KeysOutOfUse | Refusal
 
 
 class Asked(msgspec.Struct):
@@ -83,6 +95,7 @@ class Asked(msgspec.Struct):
 class Subscriber:
     """Opens, subscribes, and sees to it that each key is reported once, until it is closed.
 
+    A notice of keys that are out of use is reported once, and noted again each time that it comes again after that.
     An id is remembered from its first arrival until the node has journalled its acknowledgement. Repeats are not
     reported, and acknowledged again if the first was. At most 65,536 acknowledged ids wait for that; the oldest goes.
     """
@@ -109,6 +122,7 @@ class Subscriber:
         self._acknowledged: OrderedDict[KeyId, None] = OrderedDict()
         self._asked: dict[KeyId, Asked] = {}
         self._requests = 0
+        self._notices: OrderedDict[int, bool] = OrderedDict()  # that were reported; whether each is noted
         self._alive_s: float | None = None
         self._spoke_s = 0.0
         self._session_discards = 0
@@ -157,6 +171,11 @@ class Subscriber:
         """Ask for these no more; one that comes all the same is reported."""
         for key_id in key_ids:
             self._asked.pop(key_id, None)
+
+    def noted(self, notice: int, now_s: float) -> list[Outcome]:
+        """The application knows that the keys of a notice are out of use."""
+        self._notices[notice] = True
+        return [self._say(EndedNoted((notice,)), now_s)] if self.subscribed else []
 
     def holds(self, key_id: KeyId) -> bool:
         """Whether a key has arrived and is not acknowledged."""
@@ -243,6 +262,8 @@ class Subscriber:
             began, self.subscribed = not self.subscribed, True
             self._alive_s = body.alive_ms / 1000
             return self._ask(list(self._asked), now_s) if began else []
+        elif isinstance(body, KeysEnded):
+            return self._take_notice(body, now_s)
         elif isinstance(body, NotFetched):
             return self._take_refusal(body)
         elif isinstance(body, FetchLater):
@@ -250,6 +271,16 @@ class Subscriber:
         elif isinstance(body, SubscribeRefused):
             return [Refusal(body.reason)]
         return []
+
+    def _take_notice(self, body: KeysEnded, now_s: float) -> list[Outcome]:
+        noted = self._notices.get(body.notice)
+        if noted is not None:
+            return self.noted(body.notice, now_s) if noted else []
+        self._notices[body.notice] = False
+        while len(self._notices) > REMEMBERED_IDS:
+            self._notices.popitem(last=False)
+        ids = tuple([KeyId(bytes=raw) for raw in body.key_ids])
+        return [KeysOutOfUse(body.notice, self._association, ids, body.stage, body.reason)]
 
     def _take_refusal(self, body: NotFetched) -> list[Outcome]:
         """An answer to what was asked last; an earlier one says nothing any more."""

@@ -15,7 +15,7 @@ import msgspec
 from qkdnode.channel.dialler import Dialler
 from qkdnode.channel.identity import load_identity, load_public_node
 from qkdnode.channel.socket import Limits
-from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, Outcome, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, KeysOutOfUse, Outcome, Refusal, Subscriber, Transmit
 from qkdnode.errors import AccessDeniedError, ConfigError, QkdnodeError, SupplyError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
@@ -91,12 +91,22 @@ class Key:
         return f"<Key {self.id} of {self.size_bits} bits, {self.association}>"
 
 
+class EndedKeys(msgspec.Struct, frozen=True):
+    """Keys that this application has and is to use no more: what became of them at the node, and why."""
+
+    association: Association
+    key_ids: tuple[KeyId, ...]
+    stage: str  # "compromised": hold what they protect as known; "deactivated", "destroyed": protect nothing new
+    reason: str
+
+
 class AsyncSubscription:
     """Keys as they come, in an event loop: `async with AsyncSubscription(...) as keys: async for key in keys: ...`.
 
     `timeout` seconds without a key is a NoKeyError; None waits for ever. AccessDeniedError if the node refuses;
     SupplyError if it does not prove to be the node of the .public file. Without `pushed` only keys come that are
-    fetched by their ids.
+    fetched by their ids. `on_ended` is called, in the loop, with keys that are out of use since they were given; once
+    it returns the node tells them no more. Without it they stay to be told to whoever comes after.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class AsyncSubscription:
         credit: int = 64,
         timeout: float | None = None,
         pushed: bool = True,
+        on_ended: Callable[[EndedKeys], None] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         if not 8 <= size_bits <= MAX_KEY_BITS or size_bits % 8:
@@ -124,6 +135,7 @@ class AsyncSubscription:
             self._identity, self._node, remote=remote, link=link, size_bits=size_bits, credit=credit, pushed=pushed
         )
         self._arrived: deque[Key] = deque()
+        self._on_ended = on_ended
         self._fetching: dict[KeyId, asyncio.Future[Key | None]] = {}
         self._last: Key | None = None
         self._unsaid: deque[KeyId] = deque()
@@ -340,11 +352,29 @@ class AsyncSubscription:
                     self._send(frame)
                 case KeyArrived():
                     self._give(Key(outcome, self.acknowledge))
+                case KeysOutOfUse():
+                    self._end_keys(outcome)
                 case KeyNotFetched(key_id):
                     if (asked := self._fetching.get(key_id)) is not None and not asked.done():
                         asked.set_result(None)
                 case Refusal(reason):
                     self._fail(AccessDeniedError(f"node {self._node.name} refuses {self._identity.name}: {reason}"))
+
+    def _end_keys(self, ended: KeysOutOfUse) -> None:
+        """Hand out none of these that waits here, and tell the program."""
+        for key in [key for key in self._arrived if key.id in ended.key_ids]:
+            self._arrived.remove(key)
+            key.material.release()
+        if self._on_ended is None:
+            return
+        try:
+            self._on_ended(EndedKeys(ended.association, ended.key_ids, ended.stage, ended.reason))
+        except Exception as error:
+            failure = SupplyError(f"`on_ended` failed with {error!r}: the node tells of these keys again")
+            failure.__cause__ = error
+            self._fail(failure)
+            return
+        self._apply(self._subscriber.noted(ended.notice, time.monotonic()))
 
     def _give(self, key: Key) -> None:
         asked = self._fetching.get(key.id)
@@ -527,11 +557,13 @@ def subscribe(
     credit: int = 64,
     timeout: float | None = None,
     pushed: bool = True,
+    on_ended: Callable[[EndedKeys], None] | None = None,
 ) -> Subscription:
     """Subscribe to keys shared with the application `remote` by way of `link`; see the package's example.
 
     At most `credit` keys are sent ahead of their acknowledgement. Without `pushed` only keys come that are fetched by
-    their ids. The errors are those of AsyncSubscription.
+    their ids. `on_ended` is called, in a thread of the subscription, with keys that are out of use since they were
+    given. The errors are those of AsyncSubscription.
     """
     return Subscription(
         AsyncSubscription(
@@ -544,5 +576,6 @@ def subscribe(
             credit=credit,
             timeout=timeout,
             pushed=pushed,
+            on_ended=on_ended,
         )
     )

@@ -13,15 +13,18 @@ from qkdnode.channel.session import DrawInto, Session, accept
 from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.endings import Ended
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import (
     MAX_CREDIT,
     Acknowledge,
     Alive,
+    EndedNoted,
     Fetch,
     FetchLater,
     FromApplication,
     FromNode,
+    KeysEnded,
     NotFetched,
     Open,
     Recorded,
@@ -79,6 +82,12 @@ class NotSent(msgspec.Struct, frozen=True):
     key_ids: tuple[KeyId, ...]
 
 
+class EndingsNoted(msgspec.Struct, frozen=True):
+    """The application has noted that keys are out of use: journal it."""
+
+    numbers: tuple[int, ...]
+
+
 class SubscriptionEnded(msgspec.Struct, frozen=True):
     """The subscription is over; keys that were not acknowledged are sent anew to the next one."""
 
@@ -99,7 +108,15 @@ class Discarded(msgspec.Struct, frozen=True):
 
 
 Outcome = (
-    Reply | SubscriptionWanted | KeysWanted | KeysAcknowledged | NotSent | SubscriptionEnded | OpenRefused | Discarded
+    Reply
+    | SubscriptionWanted
+    | KeysWanted
+    | KeysAcknowledged
+    | NotSent
+    | EndingsNoted
+    | SubscriptionEnded
+    | OpenRefused
+    | Discarded
 )
 
 
@@ -107,6 +124,13 @@ class Sent(msgspec.Struct):
     """A key that was sent and is not acknowledged."""
 
     delivery: Delivery
+    due_s: float
+    pause_s: float
+
+
+class Told(msgspec.Struct):
+    """A notice that was sent and is not noted."""
+
     due_s: float
     pause_s: float
 
@@ -121,6 +145,8 @@ class Subscription(msgspec.Struct):
     settling: dict[KeyId, Sent]  # acknowledged, not yet journalled
     recorded: dict[KeyId, None]  # journalled, the newest last
     pushes: bool = True  # keys are sent unasked
+    withdrawn: dict[KeyId, Sent] = msgspec.field(default_factory=dict)  # sent, and out of use before an acknowledgement
+    notices: dict[int, Told] = msgspec.field(default_factory=dict)  # of ended keys, told and not noted
 
     @property
     def room(self) -> int:
@@ -235,9 +261,25 @@ class Attendant:
                 self.subscription.sent[key_id] = sent
 
     def forget(self, key_id: KeyId) -> None:
-        """A sent key is no longer supplied (revoked or expired)."""
-        if self.subscription is not None:
-            self.subscription.sent.pop(key_id, None)
+        """A sent key is no longer supplied (revoked or expired); that the application has it may still be said."""
+        if self.subscription is None:
+            return
+        sent, withdrawn = self.subscription.sent.pop(key_id, None), self.subscription.withdrawn
+        if sent is not None:
+            withdrawn[key_id] = sent
+            while len(withdrawn) > REMEMBERED_IDS:
+                del withdrawn[next(iter(withdrawn))]
+
+    def tell_ended(self, ended: Ended, now_s: float) -> bytes | None:
+        """A notice of ended keys; the frame to send, None if it was sent a moment ago."""
+        if self.subscription is None:
+            return None
+        told = self.subscription.notices.get(ended.number)
+        if told is not None and told.due_s > now_s:
+            return None
+        pause_s = self._resend_s if told is None else min(2 * told.pause_s, RESEND_MAX_S)
+        self.subscription.notices[ended.number] = Told(now_s + pause_s, pause_s)
+        return self._seal(KeysEnded(ended.number, ended.stage, ended.reason[:64], ended.key_ids))
 
     def due(self, now_s: float) -> list[Delivery]:
         """Keys to send again."""
@@ -308,6 +350,8 @@ class Attendant:
                 return self._acknowledge(body)
             case Fetch():
                 return self._fetch(body)
+            case EndedNoted():
+                return self._note(body)
             case Unsubscribe():
                 return self._end("unsubscribed")
             case Alive():
@@ -317,6 +361,12 @@ class Attendant:
         if self.subscription is None:
             return self._discard("keys are asked for without a subscription")
         return [KeysWanted(body.request, tuple(dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids)))]
+
+    def _note(self, body: EndedNoted) -> list[Outcome]:
+        notices = {} if self.subscription is None else self.subscription.notices
+        noted = tuple([number for number in dict.fromkeys(body.notices) if notices.pop(number, None) is not None])
+        # A repeat is no surprise: the notice was sent twice.
+        return [EndingsNoted(noted)] if noted else []
 
     def _want(self, body: Subscribe | SubscribeToFetch) -> list[Outcome]:
         association = Association(self.application.name, body.remote, body.link)
@@ -331,9 +381,10 @@ class Attendant:
             return self._discard("an acknowledgement without a subscription")
         sent, settling, recorded = self.subscription.sent, self.subscription.settling, self.subscription.recorded
         ids = dict.fromkeys([KeyId(bytes=raw) for raw in body.key_ids])
-        known = tuple([key_id for key_id in ids if key_id in sent])
+        withdrawn = self.subscription.withdrawn
+        known = tuple([key_id for key_id in ids if key_id in sent or key_id in withdrawn])
         for key_id in known:
-            settling[key_id] = sent.pop(key_id)
+            settling[key_id] = sent.pop(key_id) if key_id in sent else withdrawn.pop(key_id)
         # A repeat of what is settling or recorded is no surprise: its answer is on the way, or was lost.
         strange = tuple([key_id for key_id in ids if key_id not in settling and key_id not in recorded])
         outcomes: list[Outcome] = [KeysAcknowledged(known)] if known else []

@@ -20,6 +20,7 @@ from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
+    EndingsNoted,
     KeysAcknowledged,
     KeysWanted,
     NotSent,
@@ -32,6 +33,7 @@ from qkdnode.supply.protocol import (
 )
 from qkdnode.supply.throttle import Throttle
 from qkdnode.vault.decoys import Suspects, WhichDecoys
+from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
@@ -73,6 +75,7 @@ class SupplyStatistics(msgspec.Struct, kw_only=True):
     keys_delivered: int = 0
     keys_not_opened: int = 0  # refused by the vault: revoked, expired, already delivered
     keys_not_sent: int = 0  # acknowledged without having been sent
+    endings_told: int = 0  # notices of keys out of use, repeats included
     keys_fetched: int = 0  # sent because they were asked for by id
     keys_not_fetched: int = 0  # asked for by id and refused
     fetches_put_off: int = 0  # asked for too often
@@ -302,6 +305,8 @@ class SupplyServer:
                         self._run(self._settle(connection))
                 case KeysWanted():
                     self._run(self._fetch(connection, outcome))
+                case EndingsNoted(numbers):
+                    self._run(self._note_endings(connection, numbers))
                 case NotSent(key_ids):
                     self._statistics.keys_not_sent += len(key_ids)
                     self._run(self._look_for_decoys(connection, key_ids))
@@ -369,6 +374,7 @@ class SupplyServer:
         while True:
             connection.wanted.clear()
             try:
+                await self._tell_endings(connection)
                 again = attendant.due(time.monotonic()) if self._releases(connection) else []
                 await self._send_keys(connection, again, again=True)
                 while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
@@ -416,6 +422,8 @@ class SupplyServer:
             part = {row.key_id: row for row in rows[start : start + together]}
             opened = await self._open(connection, tuple(part))
             held = [part.pop(key_id) for key_id in opened.key_ids] if opened is not None else []
+            if again and part:
+                self._run(self._note_withdrawn(connection, tuple(part)))
             for row in part.values():
                 all_opened = False
                 self._statistics.keys_not_opened += 1
@@ -544,6 +552,34 @@ class SupplyServer:
                 self._send(connection, frame)
             self._statistics.keys_sent += len(rows)
             return [row.key_id for row in rows]
+
+    # Keys that are out of use
+
+    async def _tell_endings(self, connection: Connection) -> None:
+        """Tell the application of keys that it has and that are out of use, until it has noted them."""
+        attendant = connection.attendant
+        if (held := attendant.subscription) is None:
+            return
+        rows: tuple[Ended, ...] = await self._ask(EndedKeys(association=held.association))
+        for ended in rows:
+            if attendant.subscription is held and (frame := attendant.tell_ended(ended, time.monotonic())) is not None:
+                self._send(connection, frame)
+                self._statistics.endings_told += 1
+
+    async def _note_endings(self, connection: Connection, numbers: tuple[int, ...]) -> None:
+        try:
+            await self._ask(EndedNoted(application=connection.application, numbers=numbers))
+        except VaultError as error:
+            self._statistics.failed_records += 1
+            self._tell(connection, "ended", "failed", {"reason": str(error)})
+            return
+        connection.wanted.set()  # there may be more
+
+    async def _note_withdrawn(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> None:
+        """Keys that were sent are not opened any more: of those that are out of use the application is told."""
+        with suppress(VaultError):  # it is found again when it acknowledges them
+            if await self._ask(HadBefore(application=connection.application, key_ids=key_ids)):
+                connection.wanted.set()
 
     async def _settle(self, connection: Connection) -> None:
         """Journal what was acknowledged; what comes in meanwhile goes into the next request."""

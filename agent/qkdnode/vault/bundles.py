@@ -15,7 +15,7 @@ from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
 from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import marks
+from qkdnode.vault import endings, marks
 from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
@@ -224,7 +224,9 @@ def move(
         told["method"] = CRYPTO_ERASE
         if HOLDING.isdisjoint(states):
             changes["kek"] = None
-    return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
+    moved = store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
+    endings.note(store, bundle, moved, chosen.places, step, why.reason)
+    return moved
 
 
 def _erase(store: Store, bundle: Bundle, places: list[int]) -> None:

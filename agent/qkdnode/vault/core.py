@@ -30,6 +30,7 @@ from qkdnode.vault import (
     assets,
     batches,
     decoys,
+    endings,
     entitlements,
     epochs,
     extract,
@@ -70,7 +71,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    fetches, decoys,
+    fetches, decoys, endings,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -9,8 +9,9 @@ from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import CONFIDENTIAL, Association, KeyId
 from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, decoys, entitlements, marks, outbox, reach
+from qkdnode.vault import bundles, decoys, endings, entitlements, marks, outbox, reach
 from qkdnode.vault.bundles import Chosen, Why
+from qkdnode.vault.endings import HadBefore
 from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
 from qkdnode.vault.requests import (
     ApplicationOutbox,
@@ -128,6 +129,7 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
         if other:
             key_id = UUID(bytes=one.bundle.key_id(other[0]))
             raise LocalProtocolError(f"key {key_id} is {one.bundle.stage(other[0])}: it cannot have been delivered")
+        endings.had_before(store, one.bundle, [place for place in one.places if place not in fresh])
         if fresh:
             now = Chosen(one.bundle, fresh)
             changed = bundles.move(store, now, Step.DELIVER, ACKNOWLEDGED, request.details)
@@ -136,6 +138,15 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
     for link, ids in new.items():
         _tell(store, link, request.application, ids, leaves[link])
     return sum(map(len, new.values()))
+
+
+def had_before(store: Store, request: HadBefore) -> int:
+    """HadBefore."""
+    chosen = bundles.choose(store, [key_id.bytes for key_id in request.key_ids])
+    its = [one for one in chosen if one.bundle.application == request.application]
+    return sum(
+        endings.had_before(store, one.bundle, one.places) for one in its if not marks.is_decoy(store, one.bundle)
+    )
 
 
 def peer_delivered(store: Store, request: PeerDelivered) -> int:
@@ -254,5 +265,6 @@ HANDLERS: dict[Any, Any] = {
     OpenKeys: open_keys,
     KeysDelivered: keys_delivered,
     PeerDelivered: peer_delivered,
+    HadBefore: had_before,
     Outstanding: outstanding,
 }

@@ -388,6 +388,29 @@ class Notice(Record, frozen=True):
         return None
 
 
+class Ending(Record, frozen=True):
+    """A notice that waits for an application: keys of one Bundle that it has and that are out of use."""
+
+    table: ClassVar[str] = "endings"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "endings"
+    dropped: ClassVar[bool] = True
+
+    number: int  # rising
+    link: str
+    application: str
+    association: int
+    bundle: int
+    places: bytes  # a byte for each key
+    stage: str
+    reason: str
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return None
+
+
 class Scope(Record, frozen=True):
     """What a compromise reaches: keys of the Batches from first to last, of one application or of all.
 
@@ -609,6 +632,7 @@ RECORDS: tuple[type[Record], ...] = (
     Bundle,
     PeerRequest,
     Notice,
+    Ending,
     PausedLink,
     Scope,
     Tombstone,
@@ -623,6 +647,6 @@ RECORDS: tuple[type[Record], ...] = (
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed",
+    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "ending",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

@@ -24,6 +24,7 @@ MAX_CREDIT = 4096
 MAX_KEY_BITS = 65536
 MAX_IDS = 256
 MAX_KEYS = 128  # in one message
+MAX_NOTICES = 64  # acknowledged in one message
 MAX_FETCHED = 32  # asked for by id in one message
 MAX_MATERIAL_BYTES = MAX_KEY_BITS // 8  # in one message: one of the longest keys, or 128 keys of 512 bits
 MAX_BODY_BYTES = 8 * 1024
@@ -121,6 +122,12 @@ class Fetch(Message, frozen=True, tag=23):
     key_ids: FetchedIds
 
 
+class EndedNoted(Message, frozen=True, tag=24):
+    """Application to node: these notices of ended keys have reached me."""
+
+    notices: Annotated[tuple[U64, ...], Meta(min_length=1, max_length=MAX_NOTICES)]
+
+
 class Subscribed(Message, frozen=True, tag=32):
     """Node to application: keys will follow. Say Alive at least so often."""
 
@@ -163,9 +170,18 @@ class FetchLater(Message, frozen=True, tag=39):
     request: U32
 
 
+class KeysEnded(Message, frozen=True, tag=40):
+    """Node to application: keys that you have are out of use, and why. Repeated until it is noted."""
+
+    notice: U64
+    stage: Name
+    reason: Annotated[str, Meta(max_length=64)]
+    key_ids: Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_KEYS)]
+
+
 Outer = Open | Accept | Refused | Unknown | Sealed
-FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe | SubscribeToFetch | Fetch
-FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded | NotFetched | FetchLater
+FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe | SubscribeToFetch | Fetch | EndedNoted
+FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded | NotFetched | FetchLater | KeysEnded
 Body = FromApplication | FromNode
 
 _encoder = msgspec.msgpack.Encoder()
