@@ -28,6 +28,7 @@ from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import decoys, epochs, extract, inventory, lineage, revocations, scopes, scrub
 from qkdnode.vault.proofs import ProveEntry
+from qkdnode.vault.provenance import ShowProvenance
 from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
@@ -59,6 +60,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Epochs: Action.STATUS_READ,
     wire.RewrapKeys: Action.KEYS_KEEP,
     wire.DestructionReceipt: Action.KEYS_READ,
+    wire.ShowProvenance: Action.KEYS_READ,
     wire.Decoys: Action.DECOYS_READ,
     wire.RenewDecoys: Action.DECOYS_RENEW,
     wire.Pause: Action.LINK_PAUSE,
@@ -321,6 +323,11 @@ class Desk:
         key_id = UUID(bytes=request.key_id)
         return wire.Receipt(receipt=destruction_receipt(key_id, await self._ask(Destruction(key_id=key_id))))
 
+    async def _provenance(self, request: wire.ShowProvenance, _: Operator) -> Answer:
+        key_id = None if request.key_id is None else UUID(bytes=request.key_id)
+        asked = ShowProvenance(batch=request.batch, link=request.link, key_id=key_id)
+        return wire.Receipt(receipt=await self._ask(asked))
+
     async def _prove(self, request: wire.ProveEntry, _: Operator) -> Answer:
         return wire.Receipt(receipt=await self._ask(ProveEntry(position=request.position)))
 
@@ -428,6 +435,7 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Epochs: Desk._epochs,
     wire.RewrapKeys: Desk._rewrap,
     wire.DestructionReceipt: Desk._receipt,
+    wire.ShowProvenance: Desk._provenance,
     wire.Decoys: Desk._decoys,
     wire.RenewDecoys: Desk._renew_decoys,
     wire.Pause: Desk._pause,

@@ -292,6 +292,8 @@ class Machine:
             m_x=tally.m_x,
             windows=tally.windows,
             efficiency=batch.ledger.efficiency(sum(tally.n_z), tally.qber_z),
+            ledger=batch.ledger.totals(),
+            sample_bits=batch.ledger.sample_bits,
         )
 
     def batch_id(self, batch: Batch) -> BatchId:

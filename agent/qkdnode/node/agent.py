@@ -82,7 +82,7 @@ class Agent:
         self._caring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._algorithms: AlgorithmWatch
-        self._assets: Assets
+        self._assets: Assets | None = None
         self._rechecking: asyncio.Task[None] | None = None
         self._comparing: asyncio.Task[None] | None = None
         self._started = self._stopping = False
@@ -159,6 +159,7 @@ class Agent:
                 on_refused=partial(self._refused, section.name),
                 recorder=self._recorder,
                 log=self._log,
+                origins=lambda devices: {} if self._assets is None else self._assets.origins(devices),
             )
             self._links[section.name] = link
             if section.name in paused:
@@ -379,6 +380,7 @@ class Agent:
     @property
     def assets(self) -> Assets:
         """What the node consists of."""
+        assert self._assets is not None
         return self._assets
 
     @property

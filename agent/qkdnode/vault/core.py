@@ -44,6 +44,7 @@ from qkdnode.vault import (
     pauses,
     policies,
     proofs,
+    provenance,
     readback,
     receipts,
     revocations,
@@ -71,7 +72,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    fetches, decoys, endings,
+    fetches, decoys, endings, provenance,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -188,6 +188,14 @@ class DestructionReceipt(Request, frozen=True, kw_only=True, tag="keys receipt")
     key_id: Block16
 
 
+class ShowProvenance(Request, frozen=True, kw_only=True, tag="keys provenance"):
+    """How a Batch was made, signed, for a stranger; it is named by its id, or by a key of it. Answer: Receipt."""
+
+    batch: Annotated[str, Meta(max_length=64)] | None = None
+    link: Name | None = None
+    key_id: Block16 | None = None
+
+
 class Decoys(Request, frozen=True, kw_only=True, tag="decoys"):
     """How many decoys there are. Answer: DecoyList."""
 
@@ -289,6 +297,7 @@ AnyRequest: TypeAlias = (
     | Epochs
     | RewrapKeys
     | DestructionReceipt
+    | ShowProvenance
     | Decoys
     | RenewDecoys
     | Pause
@@ -306,8 +315,8 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload,
-    ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume,
+    Shutdown, Reload, ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
 )  # fmt: skip
 
 
@@ -694,6 +703,7 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Epochs: EpochList,
     RewrapKeys: EpochList,
     DestructionReceipt: Receipt,
+    ShowProvenance: Receipt,
     Decoys: DecoyList,
     RenewDecoys: Acted,
     Pause: Acted,
