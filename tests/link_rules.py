@@ -9,6 +9,9 @@ from uuid import UUID
 from qkdnode.errors import AccessDeniedError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
 from qkdnode.vault import requests as ask
+from qkdnode.vault.decoys import WhichDecoys
+from qkdnode.vault.endings import EndedKeys
+from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.scopes import Compromise, FollowCompromise, Scopes
@@ -51,8 +54,12 @@ HISTORIES = {
 class Rules:
     """Watches every frame that is sealed and every change that is journalled, over all restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, notices: bool = False) -> None:
         self.breaches: list[str] = []
+        self._notices = notices  # whether applications note what they are told of ended keys
+        self.decoys: set[UUID] = set()
+        self.sent_to: dict[str, set[UUID]] = {role: set() for role in ROLES}
+        self.ended: dict[str, set[UUID]] = {role: set() for role in ROLES}
         self.supplied_to: dict[str, dict[UUID, bytes]] = {role: {} for role in ROLES}
         self.acknowledged: dict[str, set[UUID]] = {role: set() for role in ROLES}
         self.cut: dict[str, set[UUID]] = {role: set() for role in ROLES}
@@ -130,10 +137,15 @@ class Rules:
                     self._demand(batch in self.ready[ALICE], f"bob uses Batch {batch} before alice is READY")
             case ask.AllocateKeys():
                 self.cut[role].update(answer)
+            case ask.KeepDecoys():
+                self.decoys.update(answer)
+            case FetchKeys():
+                for delivery in answer.deliveries:
+                    self._opened(role, delivery.key_id)
             case ask.AcceptAllocation(allocate=allocate):
                 ids = set(_split(allocate.key_ids))
                 if answer == ACCEPTED:
-                    self.cut[role] |= ids
+                    self.cut[role] |= ids - self.decoys
                 elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
@@ -158,7 +170,15 @@ class Rules:
         reached = batch is not None and any(first <= batch <= last for first, last in self.scopes[role])
         return reached or key_id in self.revoked[role]
 
+    def told_of_the_end(self, role: str, key_ids: Iterable[UUID]) -> None:
+        """An application hears that keys are out of use."""
+        for key_id in key_ids:
+            self._demand(key_id in self.sent_to[role], f"{role} is told of the end of key {key_id}, which it never had")
+            self.ended[role].add(key_id)
+
     def _opened(self, role: str, key_id: UUID) -> None:
+        self.sent_to[role].add(key_id)
+        self._demand(key_id not in self.decoys, f"{role} supplies {key_id}, which is a decoy")
         both = all(key_id in self.cut[end] for end in ROLES)
         self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
         self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
@@ -179,7 +199,8 @@ class Rules:
             status = life.vault.call(ask.Status())
             waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
             moving = any(scope.moving for scope in life.vault.call(Scopes()))
-            if waits or moving or not life.link.is_open:
+            untold = self._notices and life.vault.call(EndedKeys(association=life.association))
+            if waits or moving or untold or not life.link.is_open:
                 return False
         return all(usable or state == "abandoned" for role in ROLES for state, usable in lives[role].batches().values())
 
@@ -195,6 +216,8 @@ class Rules:
             self._check_keys()
             self._check_deliveries(lives)
             self._check_revoked(lives)
+            self._check_decoys(lives)
+            self._check_endings(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
@@ -264,6 +287,26 @@ class Rules:
             ended = all(stage not in ("allocated", "ready", "delivered") for stage in known)
             self._demand(ended, f"key {key_id} is revoked, and {stages}")
             self._demand(len(known) < 2 or known[0] == known[1], f"key {key_id} is at different stages: {stages}")
+
+    def _check_decoys(self, lives: dict[str, Life]) -> None:
+        """Both ends have the same decoys at the same stages, and know them as such."""
+        for key_id in sorted(self.decoys):
+            stages = [_stage(lives[role], key_id) for role in ROLES]
+            known = [stage for stage in stages if stage is not None]
+            self._demand(len(known) < 2 or known[0] == known[1], f"decoy {key_id} is at different stages: {stages}")
+            self._demand("ready" not in known or len(known) == 2, f"decoy {key_id} is at one end only: {stages}")
+            for role, stage in zip(ROLES, stages, strict=True):
+                suspects = lives[role].vault.call(WhichDecoys(key_ids=(key_id,))).names
+                self._demand(bool(suspects) == (stage is not None), f"{role} takes decoy {key_id} for a key")
+
+    def _check_endings(self, lives: dict[str, Life]) -> None:
+        """Who had a key that is out of use has heard of it."""
+        if not self._notices:
+            return
+        for role, life in lives.items():
+            for key_id in sorted(self.acknowledged[role] - self.ended[role]):
+                stage = _stage(life, key_id)
+                self._demand(stage in (None, "ready", "delivered"), f"{role} does not hear that {key_id} is {stage}")
 
     def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""

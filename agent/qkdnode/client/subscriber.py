@@ -261,7 +261,9 @@ class Subscriber:
         elif isinstance(body, Subscribed):
             began, self.subscribed = not self.subscribed, True
             self._alive_s = body.alive_ms / 1000
-            return self._ask(list(self._asked), now_s) if began else []
+            # Nobody sends a fetched key again unasked: an acknowledgement that was lost is made up for by asking.
+            unsure = [] if isinstance(self._wanted, Subscribe) else list(self._acknowledged)
+            return self._ask([*self._asked, *unsure], now_s) if began else []
         elif isinstance(body, KeysEnded):
             return self._take_notice(body, now_s)
         elif isinstance(body, NotFetched):
@@ -287,7 +289,10 @@ class Subscriber:
         refused = [KeyId(bytes=raw) for raw in body.key_ids]
         refused = [key_id for key_id in refused if (its := self._asked.get(key_id)) and its.request == body.request]
         self.give_up(refused)
-        return [KeyNotFetched(key_id) for key_id in refused]
+        unknown = [key_id for key_id in refused if key_id not in self._acknowledged]
+        for key_id in refused:
+            self._acknowledged.pop(key_id, None)  # the node has it no more
+        return [KeyNotFetched(key_id) for key_id in unknown]
 
     def _take_keys(self, body: KeysBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
         """Report the keys that are new, acknowledge again what was acknowledged; the material stays the caller's."""
@@ -301,6 +306,7 @@ class Subscriber:
                 key_id = KeyId(bytes=raw)
                 if key_id in self._held or key_id in self._acknowledged:
                     self.repeated += 1
+                    self._asked.pop(key_id, None)
                     again += [key_id] * (key_id in self._acknowledged)
                     continue
                 try:
