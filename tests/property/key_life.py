@@ -6,13 +6,15 @@ automata, with a wire that loses, repeats and reorders all that was ever sent, i
 """
 
 import hashlib
+import hmac
 import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 from uuid import UUID
 
 import apsw
@@ -22,8 +24,10 @@ from virtual_disk import VirtualDisk
 
 from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB, Association, BatchId, binding_digest, other_role
+from qkdnode.lifecycle.policy import builtin
 from qkdnode.lifecycle.policy.builtin import Configured, default_document
 from qkdnode.lifecycle.policy.decision import terms_digest
+from qkdnode.lifecycle.policy.document import KeyClass
 from qkdnode.lifecycle.reasons import Reason
 from qkdnode.lifecycle.states import STAGES, Stage
 from qkdnode.native.secret import SecretBuffer
@@ -31,13 +35,15 @@ from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
 from qkdnode.vault.entitlements import Allotment
+from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.journal import Mark
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.root import CredentialFile
 from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
 from qkdnode.wire.messages import Allocate, Allocated, Compromised, Delivered, KeysRevoked, Message, Received
 
-LINK, BATCH, BITS = "metro", BatchId(1, 1), 4096 + 512
+LINK, BATCH, REFILL, BITS = "metro", BatchId(1, 1), 4096, 4096 + 512
+MATERIAL = hashlib.shake_256(b"batch").digest(BITS // 8)
 NODES = {ALICE: "a", BOB: "b"}
 HERE = Association("payroll", "ledger", LINK)
 KEY = UUID(bytes=bytes(range(16)), version=4)
@@ -68,6 +74,7 @@ class View(NamedTuple):
     scope: str
     batch: str
     stock: int
+    told: tuple[str, ...] = ()  # stages of the notices that wait for the application
 
 
 class Applications(NamedTuple):
@@ -118,8 +125,8 @@ class Moment(msgspec.Struct):
 class End:
     """One vault, its states so far, and what each input does in each of them."""
 
-    def __init__(self, role: str, directory: Path) -> None:
-        self.role, self.there = role, other_role(role)
+    def __init__(self, role: str, directory: Path, *, decoy: bool = False) -> None:
+        self.role, self.there, self.decoy = role, other_role(role), decoy
         self._draws = 0
         self._now_ns = 1_700_000_000_000_000_000
         self._root = CredentialFile("credential", directory)
@@ -175,10 +182,10 @@ class End:
         nodes = (NODES[self.role], peer)
         call(ask.Associate(association=self.association, nodes=nodes, link=LINK, purpose="t", key_class="qkd"))
         record = ask.BatchRecord(
-            batch=BATCH, bits_in=BITS, bits_out=BITS, refill_bits=4096, method="m", booking="both", family="f",
+            batch=BATCH, bits_in=BITS, bits_out=BITS, refill_bits=REFILL, method="m", booking="both", family="f",
             eps_sec=1e-10, eps_cor=1e-15, qber_z=0.02, disclosed_bits=5, devices=("D",), details={},
         )  # fmt: skip
-        with SecretBuffer.copy_of(hashlib.shake_256(b"batch").digest(BITS // 8)) as key:
+        with SecretBuffer.copy_of(MATERIAL) as key:
             if self.role == ALICE:
                 call(ask.StorePending(link=LINK, record=record, key=key, commit=b"commit"))
                 settled = call(ask.SettlePending(link=LINK, batch=BATCH, ready=True))
@@ -210,6 +217,7 @@ class End:
             msgspec.structs.replace(mark, frontier=mark.frontier.copy(), topics=dict(mark.topics))
         )
         self._store.forget()
+        self._store.decoys = None  # of another file
 
     def _look(self) -> View:
         """The state that the vault is in, remembered if it is new."""
@@ -231,13 +239,14 @@ class End:
             sealed=bool(rows("SELECT 1 FROM keys").fetchall()),
             offered=offered,
             opens=self._opens(),
-            outstanding=outstanding,
+            outstanding=self._call(ask.Outstanding(association=self.association)) if self.decoy else outstanding,
             outbox=frozenset(tokens),
             answered=answers[0] if answers else None,
             buried=bool(rows("SELECT 1 FROM tombstones").fetchall()),
             scope="none" if not scopes else "moving" if scopes[0][0] else "done",
             batch=rows("SELECT state FROM batches").fetchall()[0][0],
             stock=rows("SELECT coalesce(sum(bits), 0) FROM chunks WHERE half = 'alice'").fetchall()[0][0],
+            told=tuple(stage for (stage,) in rows("SELECT stage FROM endings ORDER BY number")),
         )
         if view not in self._moments:
             self._moments[view] = Moment(self._core._connection.serialize("main"), self._store.journal.mark())
@@ -246,13 +255,25 @@ class End:
 
     def _outbox(self) -> tuple[ask.OutboxEntry, ...]:
         entries: tuple[ask.OutboxEntry, ...] = self._call(ask.NeighbourOutbox(link=LINK))
+        for entry in entries:
+            if self.decoy and isinstance(entry.message, Allocate) and entry.message.mark != allocation(decoy=True).mark:
+                raise Violation("a decoy goes to the other end as a key")
         return entries
 
     def _opens(self) -> bool:
+        """Whether the key may be had, as it is pushed and as it is fetched by its id, which must be the same."""
+        fetched = self._call(FetchKeys(key_ids=(KEY,), association=self.association, size_bits=256))
+        if fetched.opened is not None:
+            fetched.opened.material.release()
         try:
             opened = self._call(ask.OpenKeys(key_ids=(KEY,), application=self.association.local))
         except QkdnodeError:
+            if fetched.opened is not None:
+                raise Violation(f"{self.role} gives a key to who fetches it, and opens it for nobody") from None
             return False
+        if fetched.opened is None:
+            opened.material.release()
+            raise Violation(f"{self.role} opens a key, and refuses it to who fetches it")
         with opened.material as material, memoryview(material) as view:
             bits = view.tobytes()
         if self.bits not in (b"", bits):
@@ -295,7 +316,8 @@ class End:
         kind, *rest = what
         match kind:
             case "allocate":
-                self._call(ask.AllocateKeys(association=HERE, count=1, size_bits=256, entropy=KEY.bytes))
+                kind_ = ask.KeepDecoys if self.decoy else ask.AllocateKeys
+                self._call(kind_(association=HERE, count=1, size_bits=256, entropy=KEY.bytes))
             case "acknowledge":
                 local = self.association.local
                 self._call(ask.KeysDelivered(application=local, key_ids=(KEY,), details={}))
@@ -306,8 +328,8 @@ class End:
             case "move":
                 self._call(MoveRows())
             case "Allocate":
-                outcome = self._call(ask.AcceptAllocation(link=LINK, allocate=allocation()))
-                return [Allocated(allocation().request, outcome)]
+                asked = allocation(decoy=self.decoy)
+                return [Allocated(asked.request, self._call(ask.AcceptAllocation(link=LINK, allocate=asked)))]
             case "Allocated":
                 number = self._numbers[view].get(("Allocate",), 10**9)
                 self._call(ask.AllocationAnswered(link=LINK, request=number, outcome=rest[0]))
@@ -333,13 +355,15 @@ class End:
 
 
 @cache
-def allocation() -> Allocate:
-    """Alice's one request."""
+def allocation(*, decoy: bool) -> Allocate:
+    """Alice's one request, from the beginning of her half."""
     (terms,) = default_document([Configured(HERE.local, HERE.remote, LINK, "qkd", "t")]).classes
     applications = (HERE.local, HERE.remote)
     binding = binding_digest(nodes=(NODES[ALICE], NODES[BOB]), applications=applications, source=LINK, purpose="t")
     agreed = Allotment("qkd", 0, terms_digest(terms), binding).agreed
-    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed)
+    bits = MATERIAL[REFILL // 8 :][:32]
+    mark = hmac.digest(bits, b"qkdnode decoy/1\0" + KEY.bytes, "sha256")[:16] if decoy else bytes(16)
+    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed, mark)
 
 
 _RECEIPTS: dict[int, Token] = {}
@@ -381,12 +405,13 @@ EVERYTHING = (ORDERS, ORDERS)
 
 
 @contextmanager
-def both_ends() -> Iterator[tuple[End, End]]:
-    """Both vaults, stocked."""
-    with tempfile.TemporaryDirectory() as name:
+def both_ends(*, decoy: bool = False) -> Iterator[tuple[End, End]]:
+    """Both vaults, stocked. What Alice's cuts is a key, or a decoy."""
+    terms = partial(KeyClass, decoys=int(decoy))
+    with mock.patch.object(builtin, "KeyClass", terms), tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "credential").write_bytes(bytes(range(32)))
-        ends = (End(ALICE, directory), End(BOB, directory))
+        ends = (End(ALICE, directory, decoy=decoy), End(BOB, directory, decoy=decoy))
         try:
             yield ends
         finally:
@@ -398,7 +423,7 @@ class Search:
     """Looks at every world that can come about with these orders of Alice's and Bob's operators."""
 
     def __init__(self, ends: tuple[End, End], orders: tuple[tuple[Input, ...], tuple[Input, ...]] = EVERYTHING) -> None:
-        self.ends, self._orders = ends, orders
+        self.ends, self._orders, self._decoy = ends, orders, ends[0].decoy
         self.worlds = self.transitions = 0
         self._settled: dict[tuple[tuple[View, View], Applications, bool], None] = {}
 
@@ -416,6 +441,8 @@ class Search:
                 if following not in came:
                     came[following] = (world, what)
                     todo.append(following)
+            if self._decoy and any(view.outstanding or view.told for view in world.views):
+                raise Violation(f"somebody waits for a decoy, or is told of it; after {_way(came, world)}")
             try:
                 self._demand_settling(world)
             except Violation as fault:
@@ -434,6 +461,8 @@ class Search:
         if side == 0 and view.stage is None and not world.revoked:
             yield ("allocate",)
         if view.offered or view.opens:
+            if self._decoy:
+                raise Violation(f"a decoy is supplied by {self.ends[side].role}")
             yield ("take",)
         if applications.has[side]:
             yield ("acknowledge",)
@@ -514,13 +543,20 @@ class Search:
         elif (here.stage, here.far) != (there.stage, there.far) and here.stage is not there.stage:
             raise Violation(f"a key is {here.stage} at one end and {there.stage} at the other")
         if not world.revoked:
-            delivered = (Stage.DELIVERED, True)
-            if there.stage is not None and ((here.stage, here.far), (there.stage, there.far)) != (delivered, delivered):
+            end = (Stage.READY, False) if self._decoy else (Stage.DELIVERED, True)
+            if there.stage is not None and ((here.stage, here.far), (there.stage, there.far)) != (end, end):
                 raise Violation(f"a key is lost: {here.stage} and {there.stage}, and nobody has revoked it")
             if was_ready and there.stage is None:
                 raise Violation("a key that was ready is lost")
         if here.stock != there.stock:
             raise Violation("the ends hold different stock")
+        for side, view in enumerate(world.views):
+            if not world.applications.acknowledged[side] and view.told:
+                raise Violation(f"an application that never had the key is told that it is {view.told[-1]}")
+            ended = world.applications.acknowledged[side] and view.stage in OUT_OF_USE
+            is_known = any("compromised" in told for told in view.told)
+            if ended and (not view.told or is_known != ("compromised" in str(view.stage))):
+                raise Violation(f"an application is not told that its key is {view.stage}, but {view.told}")
 
     def _fair_round(self, world: World) -> World:
         for side in (0, 1):

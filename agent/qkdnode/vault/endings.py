@@ -17,7 +17,7 @@ from qkdnode.vault.requests import Request
 from qkdnode.vault.store import Store
 
 AT_ONCE = 64
-DELIVERED = STEPS[Step.DELIVER].happened
+DELIVERED, HAD = STEPS[Step.DELIVER].happened, "key.had_before"
 # Out of which stages a step is told of: the application here has the key, and may use it. Of a key that is destroyed
 # the log says whether it had it.
 TOLD: dict[Step, frozenset[Stage]] = {
@@ -96,8 +96,7 @@ def had_before(store: Store, bundle: Bundle, places: Sequence[int]) -> int:
         # A leaf of its own: what is told now is not what the newest leaf of the Bundle tells.
         details: dict[str, Detail] = {"stage": stage.value, "reason": reason}
         names = store.sealing.pseudonyms([bundle.key_id(place) for place in its])
-        subject = f"ending/{bundle.link}/{store.journal.size}"
-        store.journal.record(KeyEvent, f"keys.{bundle.link}", "key.had_before", subject, details, "done", names)
+        store.journal.record(KeyEvent, f"keys.{bundle.link}", HAD, _had_subject(bundle), details, "done", names)
         _post(store, bundle, its, stage, reason, 0)
     return len(late)
 
@@ -156,20 +155,26 @@ def _post(store: Store, bundle: Bundle, places: list[int], stage: Stage, reason:
 class History(msgspec.Struct, frozen=True):
     """What the log tells of the keys of a Bundle, by their names, from earlier requests."""
 
-    delivered: set[str]  # to the application here
+    delivered: set[str]  # to the application here, or shown by it to have been sent
     reasons: dict[str, str]  # of the newest step
 
 
 def _history(store: Store, bundle: Bundle) -> History:
     history = History(set(), {})
-    for (leaf,) in store.rows(_LEAVES, bundle.subject(store.sealing.pseudonym)):
+    subjects = (bundle.subject(store.sealing.pseudonym), _had_subject(bundle))
+    for (leaf,) in (row for subject in subjects for row in store.rows(_LEAVES, subject)):
         event = events.decode(leaf.encode())
         if event.keys is msgspec.UNSET:
             continue
         history.reasons.update(dict.fromkeys(event.keys, str(event.details.get("reason", ""))))
-        if event.kind == DELIVERED:
+        if event.kind in (DELIVERED, HAD):
             history.delivered.update(event.keys)
     return history
+
+
+def _had_subject(bundle: Bundle) -> str:
+    """Of leaves that are about keys of a Bundle and not about its row."""
+    return f"ending/{bundle.link}/{bundle.number}/had"
 
 
 def _name(store: Store, bundle: Bundle, place: int) -> str:
