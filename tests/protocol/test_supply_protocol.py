@@ -13,7 +13,7 @@ from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.identity import OwnIdentity, make_identity
 from qkdnode.channel.session import MAX_MESSAGES, Opening, Session, accept, draw_from_system
 from qkdnode.client import subscriber
-from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, KeysOutOfUse, Refusal, Subscriber, Transmit
 from qkdnode.client.subscriber import Outcome as ClientOutcome
 from qkdnode.errors import AuthenticationError, LocalProtocolError, MemoryLockError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association
@@ -22,6 +22,7 @@ from qkdnode.supply import protocol
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
+    EndingsNoted,
     KeysAcknowledged,
     KeysWanted,
     NotSent,
@@ -32,6 +33,7 @@ from qkdnode.supply.protocol import (
 )
 from qkdnode.supply.protocol import Outcome as NodeOutcome
 from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.endings import Ended
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import (
     MAX_SUPPLY_BYTES,
@@ -693,3 +695,82 @@ def test_keys_are_asked_for_within_a_subscription_only() -> None:
     world = fetching_world([UUID(int=7)])
     world.attendant.subscription = None
     assert [type(outcome) for outcome in world.attendant.receive(world.to_node.pop(0), world.now_s)] == [Discarded]
+
+
+def test_a_lost_acknowledgement_of_a_fetched_key_is_made_up_for_in_the_next_session() -> None:
+    world = World(keys=0)
+    world.subscriber = Subscriber(
+        APPLICATION, node_of(NODE), remote="far", link="link", size_bits=256, credit=3, pushed=False
+    )
+    key_id = UUID(int=7)
+    world.client(world.subscriber.connect(world.now_s))
+    world.client(world.subscriber.fetch([key_id], world.now_s))
+
+    def served() -> list[NodeOutcome]:
+        """The node answers all but what is asked for by id."""
+        rest: list[NodeOutcome] = []
+        while world.to_node or world.to_application:
+            if world.to_node:
+                outcomes = world.attendant.receive(world.to_node.pop(0), world.now_s)
+                rest += [outcome for outcome in outcomes if isinstance(outcome, KeysWanted | KeysAcknowledged)]
+                world.node([outcome for outcome in outcomes if not isinstance(outcome, KeysWanted | KeysAcknowledged)])
+            else:
+                world.pass_to_application(world.to_application.pop(0))
+        return rest
+
+    (wanted,) = served()
+    assert isinstance(wanted, KeysWanted)
+    assert world.attendant.subscription is not None
+    assert not world.attendant.subscription.pushes
+    row = Delivery(1, key_id, ASSOCIATION, 256)
+    with SecretBuffer.copy_of(material_of(key_id)) as material:
+        world.to_application.append(world.attendant.send_keys([row], material, world.now_s))
+    assert served() == []
+    world.acknowledge()
+    world.to_node.clear()  # it is lost, and the connection with it
+    world.client(world.subscriber.connect(world.now_s))
+    (again,) = served()
+    assert isinstance(again, KeysWanted)
+    assert again.key_ids == (key_id,)
+    with SecretBuffer.copy_of(material_of(key_id)) as material:
+        world.to_application.append(world.attendant.send_keys([row], material, world.now_s))
+    assert served() == [KeysAcknowledged((key_id,))]
+    assert world.yielded == [key_id]
+    # And if the node has it no more, nothing is left to be said.
+    world.client(world.subscriber.connect(world.now_s))
+    (last,) = served()
+    assert isinstance(last, KeysWanted)
+    frame = world.attendant.refuse_keys(last, (key_id,))
+    assert frame is not None
+    assert world.subscriber.receive(frame, world.now_s) == []
+    world.client(world.subscriber.connect(world.now_s))
+    assert served() == []
+
+
+def test_an_acknowledgement_of_a_key_that_was_withdrawn_still_counts() -> None:
+    world = subscribed_world(keys=1)
+    (key_id,) = world.outbox
+    world.pass_to_application(world.to_application.pop(0))
+    world.attendant.forget(key_id)
+    assert world.attendant.due(world.now_s + RESEND_S) == []
+    world.acknowledge()
+    (outcome,) = world.attendant.receive(world.to_node.pop(0), world.now_s)
+    assert outcome == KeysAcknowledged((key_id,))
+
+
+def test_a_notice_is_reported_once_and_noted_each_time_that_it_comes_after_that() -> None:
+    world = subscribed_world(keys=0)
+    ended = Ended(5, (UUID(int=7).bytes,), "compromised", "key-compromise")
+    first = world.attendant.tell_ended(ended, world.now_s)
+    assert first is not None
+    assert world.attendant.tell_ended(ended, world.now_s + 1.0) is None
+    expected = KeysOutOfUse(5, ASSOCIATION, (UUID(int=7),), "compromised", "key-compromise")
+    assert world.subscriber.receive(first, world.now_s) == [expected]
+    second, third = (world.attendant.tell_ended(ended, world.now_s + at) for at in (RESEND_S, 3 * RESEND_S))
+    assert second is not None
+    assert third is not None
+    assert world.subscriber.receive(second, world.now_s) == []
+    world.client(world.subscriber.noted(5, world.now_s))
+    assert world.attendant.receive(world.to_node.pop(0), world.now_s) == [EndingsNoted((5,))]
+    world.client(world.subscriber.receive(third, world.now_s))
+    assert world.attendant.receive(world.to_node.pop(0), world.now_s) == []

@@ -293,7 +293,6 @@ class Machine:
             windows=tally.windows,
             efficiency=batch.ledger.efficiency(sum(tally.n_z), tally.qber_z),
             ledger=batch.ledger.totals(),
-            sample_bits=batch.ledger.sample_bits,
         )
 
     def batch_id(self, batch: Batch) -> BatchId:

@@ -182,7 +182,6 @@ class BatchFacts(msgspec.Struct, frozen=True):
     windows: int
     efficiency: float
     ledger: LedgerTotals
-    sample_bits: int  # of the test basis, compared in public
 
 
 class JournalPending(Effect, frozen=True):

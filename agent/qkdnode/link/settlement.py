@@ -209,7 +209,6 @@ class Settlement:
                 "n_x": sum(facts.n_x),
                 "m_z": sum(facts.m_z),
                 "m_x": sum(facts.m_x),
-                "sample_bits": facts.sample_bits,
                 **{f"ledger_{name}": bits for name, bits in msgspec.structs.asdict(facts.ledger).items()},
                 "software": f"qkdnode {self._software}",
                 **self._link.around.origins(self._devices),
