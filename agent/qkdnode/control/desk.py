@@ -490,6 +490,8 @@ def _particulars(request: Request) -> Details:
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id) | wire.ShowLineage(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
+        case wire.ShowProvenance(batch=batch, key_id=key):
+            return {"batch": (batch or "")[:64]} if key is None else {"key": str(UUID(bytes=key))}
         case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
             what: Details = {"approvals": len(approvals)}
             return what | ({"document": document_digest(document).hex()} if repeats is None else {"repeats": repeats})
