@@ -9,10 +9,25 @@ import msgspec
 
 from qkdnode.authentication import session as authentication
 from qkdnode.client import order, subscription
+from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.lifecycle.states import HOLDING, Stage
 from qkdnode.link.settlement import Settlement
+from qkdnode.node.clock import NodeClock
 from qkdnode.supply import replay, server
-from qkdnode.vault import core, decoys, endings, fetches, journal, keys, marks, outbox, revocations, schema
+from qkdnode.vault import (
+    core,
+    decoys,
+    endings,
+    entitlements,
+    fetches,
+    journal,
+    keys,
+    marks,
+    outbox,
+    retirement,
+    revocations,
+    schema,
+)
 from qkdnode.vault import requests as ask
 from qkdnode.vault.records import Ending, Link, Segment, pack_batch
 from qkdnode.vault.store import Store
@@ -36,6 +51,7 @@ class Control(msgspec.Struct, frozen=True):
     hours: float = 0.2
     faults_per_hour: float = 240.0
     lit_s: float = LIT_S
+    timed: bool = False  # whether keys end soon
     deep: bool = False  # looked for by `make simulate` alone: it takes too long for the default suite
 
     def found(self, seeds: range) -> Outcome | None:
@@ -45,7 +61,12 @@ class Control(msgspec.Struct, frozen=True):
         with self.plant():
             for seed in seeds:
                 outcome = Simulation(
-                    seed, hours=self.hours, faults_per_hour=self.faults_per_hour, faults=chosen, lit_s=self.lit_s
+                    seed,
+                    hours=self.hours,
+                    faults_per_hour=self.faults_per_hour,
+                    faults=chosen,
+                    lit_s=self.lit_s,
+                    timed=self.timed,
                 ).play()
                 if outcome.breaches:
                     return outcome
@@ -180,6 +201,53 @@ def the_last_one_again() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def released_at_any_age() -> Iterator[None]:
+    """Timers are late, as on a node with much to end; only the gate is left."""
+    due = entitlements.due
+
+    def ageless(decision: Any, **facts: Any) -> Any:
+        return due(decision, **{**facts, "age_ns": None})
+
+    late = mock.patch.object(retirement, "due", return_value=None)
+    with mock.patch.object(entitlements, "due", ageless), late:
+        yield
+
+
+@contextmanager
+def timers_act_early() -> Iterator[None]:
+    due = retirement.due
+
+    def early(terms: Any, timer: Any, since_ns: int, *, own: bool) -> Any:
+        its = due(terms, timer, since_ns, own=own)
+        return None if its is None else msgspec.structs.replace(its, at_ns=its.at_ns - 50 * 10**9)
+
+    with mock.patch.object(retirement, "due", early):
+        yield
+
+
+@contextmanager
+def the_wall_clock_is_trusted() -> Iterator[None]:
+    """By the node: the guard is passed by."""
+
+    def read(self: Any) -> Standing:
+        with self._gate:
+            return Standing(self._wall_ns(), 0, None)
+
+    with mock.patch.object(NodeClock, "read", read):
+        yield
+
+
+@contextmanager
+def the_vault_looks_at_the_wall_clock() -> Iterator[None]:
+    with mock.patch.object(Store, "trusted_ns", property(lambda self: self.now_ns)):
+        yield
+
+
+def nothing_is_retired(retire: Handler) -> Handler:
+    return lambda store, request: retirement.Retired(0, 0, (), False)
+
+
 def name(module: Any, attribute: str, value: Any) -> Plant:
     """Something in the program is another thing."""
     return lambda: mock.patch.object(module, attribute, value)
@@ -253,6 +321,8 @@ def never_a_decoy(store: Store, bundle: Any) -> bool:
 REVOKED = ("keys are revoked", "the link is compromised", "an agent is killed", "an application is killed")
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
 AWAY = ("a subscriber is away",)
+ABSENCE = ("an application is killed", "the supply's connection", "the link is cut")
+JUMPS = (*ABSENCE, "the clock jumps")
 CONTROLS = (
     Control("a message is sent before it is journalled", sent_before_it_is_journalled),
     Control("synchronous=NORMAL", lambda: pragmas("= NORMAL"), POWER),
@@ -274,6 +344,20 @@ CONTROLS = (
     Control("a subscriber takes a gap for silence", nothing_is_missed, ("published events",)),
     Control("a replay leaves out an entry", a_replay_that_ends_early, AWAY),
     Control("an event is given again after an absence", the_last_one_again, AWAY),
+    Control("a key is released at any age", released_at_any_age, ABSENCE, 0.06, 600.0, timed=True),
+    Control("timers act before their time", timers_act_early, ABSENCE, 0.03, 900.0, timed=True),
+    Control("the wall clock is trusted as it is", the_wall_clock_is_trusted, JUMPS, 0.03, 900.0, timed=True),
+    Control(
+        "the vault holds timers to the wall clock", the_vault_looks_at_the_wall_clock, JUMPS, 0.03, 900.0, timed=True
+    ),
+    Control(
+        "what is due is never ended",
+        handler(retirement.RetireKeys, nothing_is_retired),
+        ABSENCE,
+        0.03,
+        900.0,
+        timed=True,
+    ),
     Control("a decoy is supplied as a key", name(keys.marks, "is_decoy", never_a_decoy), deep=True),
     Control("the far end takes decoys for keys", name(marks, "came_as_decoy", lambda *asked: False), deep=True),
     Control("old decoys are ended at one end alone", ended_at_one_end, ("the clock jumps",), deep=True),

@@ -15,6 +15,7 @@ from msgspec.structs import astuple, fields, replace
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.lifecycle.policy.decision import Case, Decision
+from qkdnode.lifecycle.policy.document import KeyClass
 from qkdnode.lifecycle.policy.quotas import Allowance
 from qkdnode.lifecycle.states import STAGE_OF_LETTER, Stage
 from qkdnode.native.secret import SecretBuffer
@@ -70,6 +71,7 @@ class KnownPolicy:
         self.head: tuple[int, bytes] | None = None  # number and digest of the newest record, once all were verified
         self.damage = ""  # why the chain is not what was applied: found once in a run, and for good
         self.allowances: dict[str, Allowance] = {}  # by application
+        self.former: dict[str, KeyClass | None] = {}  # last known terms of classes that it has lost
         self.withheld: Counter[str] = Counter()  # rule -> keys, at each attempt to have them
         self.told: dict[tuple[int, str], None] = {}  # Bundles and rules whose keys' withholding is journalled
 
@@ -77,6 +79,7 @@ class KnownPolicy:
         """Read it again before it is used; what was counted stays."""
         self.in_force = None
         self.decisions.clear()
+        self.former.clear()
 
 
 class Store:
@@ -108,6 +111,8 @@ class Store:
         self.file_reading: Any = None  # the reading of the files in progress
         self.scrub: Any = None  # the pass over all records in progress
         self.reading = False  # the request in progress may change nothing
+        self.disallowed: tuple[str, ...] = ()  # algorithms, by the node's registry on the day that counts
+        self.deprecated: tuple[str, ...] = ()
         self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
@@ -121,6 +126,11 @@ class Store:
     def now_ns(self) -> int:
         """Wall clock of the request in progress."""
         return self.journal.now_ns
+
+    @property
+    def trusted_ns(self) -> int:
+        """Trusted time of the request in progress: what timers of keys, and terms of the policy, are held to."""
+        return self.journal.trusted_ns
 
     @property
     def who(self) -> dict[str, Detail]:

@@ -210,7 +210,7 @@ def test_nothing_in_the_row_or_in_the_log_but_the_mark_tells_a_decoy_from_a_key(
         decoy, key = (rows[ids[0].bytes] for ids in (made, keys))
         same = [name for name in Bundle.__struct_fields__ if getattr(decoy, name) == getattr(key, name)]
         its_own = {
-            "number", "key_ids", "offset_bits", "allocated_ns", "ready_ns", "delivery", "leaf", "mark",
+            "number", "key_ids", "offset_bits", "allocated_ns", "ready_ns", "delivery", "waits_ns", "leaf", "mark",
         }  # fmt: skip
         assert set(Bundle.__struct_fields__) - set(same) <= its_own
         assert len(decoy.mark) == len(key.mark) == marks.MARK_BYTES
