@@ -235,6 +235,7 @@ class Simulation:
         self.loop = SimulationLoop()
         self.loop.set_exception_handler(lambda _, context: self._fault(str(context.get("exception") or context)))
         self.draws = random.Random(seed)
+        self.choices = random.Random(f"{seed} applications")  # of their own, so that faults come as they would without
         self.rules = Rules(self._now, TERMS, notices=True) if timed else Rules(notices=True)
         self.suspects: dict[str, tuple[AgentLife, float]] = {}  # who was refused a decoy last, by which agent, when
         self.network = Network(self.loop)
@@ -409,7 +410,7 @@ class Simulation:
     async def _consume(self, role: str) -> None:
         """One run of an application: it takes what comes or, at Bob's end now and then, asks for keys by their ids."""
         place = provisioned()
-        by_id = role == BOB and self.draws.random() < 0.4
+        by_id = role == BOB and self.choices.random() < 0.4
         async with AsyncSubscription(
             SUPPLY_AT[role],
             node=place / f"{NODES[role]}.public",
@@ -452,10 +453,10 @@ class Simulation:
     async def _pry(self, role: str, subscription: AsyncSubscription) -> None:
         """Ask for what is nobody's business: ids that are no key's, and decoys."""
         while True:
-            await asyncio.sleep(self.draws.uniform(2.0, 40.0))
+            await asyncio.sleep(self.choices.uniform(2.0, 40.0))
             decoys = sorted(self.rules.decoys)
-            is_decoy = bool(decoys) and self.draws.random() < 0.7
-            key_id = self.draws.choice(decoys) if is_decoy else UUID(int=self.draws.getrandbits(128))
+            is_decoy = bool(decoys) and self.choices.random() < 0.7
+            key_id = self.choices.choice(decoys) if is_decoy else UUID(int=self.choices.getrandbits(128))
             try:
                 await subscription.fetch(key_id, timeout=30.0)
             except KeyRefusedError:
