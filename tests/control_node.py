@@ -142,6 +142,7 @@ class Agent:
             links=self.links,
             devices=self.devices,
             alarms=self.alarms,
+            decoy=lambda subject, detail: self.done.append(("decoy", subject, detail)),
             acknowledge=self.acknowledge,
             revoked=lambda links: self.done.append(("revoked", *links)),
             pause=self.pause,
@@ -276,8 +277,9 @@ class Agent:
         self.trusted_ns = max(self.trusted_ns, min(until_ns, NOW_NS))
         return self.clock()
 
-    async def alarms(self) -> tuple[dict[str, Any], ...]:
-        return (self.alarm,)
+    async def alarms(self, confidential: bool) -> tuple[dict[str, Any], ...]:
+        secret = {**self.alarm, "code": "DECOY", "subject": "application/payroll", "detail": "fetch of 1"}
+        return (self.alarm, secret) if confidential else (self.alarm,)
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
         if (code, subject) != (self.alarm["code"], self.alarm["subject"]):

@@ -9,6 +9,9 @@ from uuid import UUID
 from qkdnode.errors import AccessDeniedError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
 from qkdnode.vault import requests as ask
+from qkdnode.vault.decoys import WhichDecoys
+from qkdnode.vault.endings import EndedKeys
+from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.retirement import FollowRetired
@@ -76,12 +79,22 @@ class Rules:
     With `now` keys have terms: none is released past its end, or ended before it, by the time of the end that does so.
     """
 
-    def __init__(self, now: Callable[[str], Now | None] = lambda role: None, terms: Terms | None = None) -> None:
+    def __init__(
+        self,
+        now: Callable[[str], Now | None] = lambda role: None,
+        terms: Terms | None = None,
+        *,
+        notices: bool = False,
+    ) -> None:
         self._now, self._terms = now, terms
         self._cut_at: dict[tuple[str, UUID], Now] = {}
         self._delivered_at: dict[tuple[str, UUID], Now] = {}
         self.ended: dict[str, set[UUID]] = {role: set() for role in ROLES}  # by a timer, as far as it was told
         self.breaches: list[str] = []
+        self._notices = notices  # whether applications note what they are told of ended keys
+        self.decoys: set[UUID] = set()
+        self.sent_to: dict[str, set[UUID]] = {role: set() for role in ROLES}
+        self.heard: dict[str, set[UUID]] = {role: set() for role in ROLES}  # what applications were told the end of
         self.supplied_to: dict[str, dict[UUID, bytes]] = {role: {} for role in ROLES}
         self.acknowledged: dict[str, set[UUID]] = {role: set() for role in ROLES}
         self.cut: dict[str, set[UUID]] = {role: set() for role in ROLES}
@@ -164,11 +177,16 @@ class Rules:
             case ask.AllocateKeys():
                 self.cut[role].update(answer)
                 self._note(self._cut_at, role, answer)
+            case ask.KeepDecoys():
+                self.decoys.update(answer)
+            case FetchKeys():
+                for delivery in answer.deliveries:
+                    self._opened(role, delivery.key_id)
             case ask.AcceptAllocation(allocate=allocate):
                 ids = set(_split(allocate.key_ids))
                 if answer == ACCEPTED:
-                    self.cut[role] |= ids
-                    self._note(self._cut_at, role, ids)
+                    self.cut[role] |= ids - self.decoys
+                    self._note(self._cut_at, role, ids - self.decoys)
                 elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
@@ -222,7 +240,15 @@ class Rules:
         early |= now.run == since.run and (now.elapsed_s - since.elapsed_s) * SLEWED < span + terms.grace
         self._demand(not early, f"{role} has ended key {key_id} by {rule} before its end: since {since}, now {now}")
 
+    def told_of_the_end(self, role: str, key_ids: Iterable[UUID]) -> None:
+        """An application hears that keys are out of use."""
+        for key_id in key_ids:
+            self._demand(key_id in self.sent_to[role], f"{role} is told of the end of key {key_id}, which it never had")
+            self.heard[role].add(key_id)
+
     def _opened(self, role: str, key_id: UUID) -> None:
+        self.sent_to[role].add(key_id)
+        self._demand(key_id not in self.decoys, f"{role} supplies {key_id}, which is a decoy")
         both = all(key_id in self.cut[end] for end in ROLES)
         self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
         self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
@@ -244,7 +270,8 @@ class Rules:
             status = life.vault.call(ask.Status())
             waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
             moving = any(scope.moving for scope in life.vault.call(Scopes()))
-            if waits or moving or not life.link.is_open:
+            untold = self._notices and life.vault.call(EndedKeys(association=life.association))
+            if waits or moving or untold or not life.link.is_open:
                 return False
         return all(usable or state == "abandoned" for role in ROLES for state, usable in lives[role].batches().values())
 
@@ -261,6 +288,8 @@ class Rules:
             self._check_deliveries(lives)
             self._check_revoked(lives)
             self._check_holdings(lives)
+            self._check_decoys(lives)
+            self._check_endings(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
@@ -342,6 +371,26 @@ class Rules:
     def compared(self, role: str, code: str, detail: str) -> None:
         """An alarm was raised at an end whose neighbour is honest and whose vault is no older copy."""
         self._demand(code != "INVENTORY", f"{role} finds a difference: {detail}")
+
+    def _check_decoys(self, lives: dict[str, Life]) -> None:
+        """Both ends have the same decoys at the same stages, and know them as such."""
+        for key_id in sorted(self.decoys):
+            stages = [_stage(lives[role], key_id) for role in ROLES]
+            known = [stage for stage in stages if stage is not None]
+            self._demand(len(known) < 2 or known[0] == known[1], f"decoy {key_id} is at different stages: {stages}")
+            self._demand("ready" not in known or len(known) == 2, f"decoy {key_id} is at one end only: {stages}")
+            for role, stage in zip(ROLES, stages, strict=True):
+                suspects = lives[role].vault.call(WhichDecoys(key_ids=(key_id,))).names
+                self._demand(bool(suspects) == (stage is not None), f"{role} takes decoy {key_id} for a key")
+
+    def _check_endings(self, lives: dict[str, Life]) -> None:
+        """Who had a key that is out of use has heard of it."""
+        if not self._notices:
+            return
+        for role, life in lives.items():
+            for key_id in sorted(self.acknowledged[role] - self.heard[role]):
+                stage = _stage(life, key_id)
+                self._demand(stage in (None, "ready", "delivered"), f"{role} does not hear that {key_id} is {stage}")
 
     def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""

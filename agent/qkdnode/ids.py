@@ -17,6 +17,9 @@ ALICE = "alice"
 BOB = "bob"
 ROLES = (ALICE, BOB)
 
+# The topic of leaves that only who answers for the keys may have: no family and no `*` covers it.
+CONFIDENTIAL = "decoys"
+
 
 def other_role(role: str) -> str:
     """The role at the far end of the link."""

@@ -300,9 +300,48 @@ def _receipt() -> dict[str, Any]:
     }
 
 
+@cache
+def _provenance() -> dict[str, Any]:
+    told: dict[str, events.Detail] = {"bits_out": 7000, "peer": "b", "qber_z": 0.02}
+    about = {"node": "a", "topic": "t", "subject": "batch/metro/0000000000000001-00000001"}
+    made = events.KeyEvent(time_ns=5, topic_sequence=1, kind="batch.pending", details=told, **about)
+    settled = events.KeyEvent(time_ns=6, topic_sequence=2, kind="batch.ready", **about)
+    leaves = (*_leaves()[:3], events.encode(made), events.encode(settled))
+    hashes = [leaf_hash(leaf) for leaf in leaves]
+
+    def entry(position: int) -> dict[str, Any]:
+        proof = [step.hex() for step in inclusion_proof(hashes, position)]
+        return {"leaf": leaves[position].decode(), "position": position, "proof": proof}
+
+    return signed_provenance(
+        {
+            "format": receipt.PROVENANCE_FORMAT,
+            "node": "a",
+            "peer": "b",
+            "link": "metro",
+            "batch": "0000000000000001-00000001",
+            "record": told,
+            "made": entry(3),
+            "settled": entry(4),
+            "checkpoint": checkpoint.sign_checkpoint(
+                checkpoint.Checkpoint("a.audit", len(leaves), Frontier(hashes).root(), 0), SIGNING
+            ),
+            "public_key": base64.b64encode(PUBLIC).decode(),
+            "limits": list(receipt.PROVENANCE_LIMITS),
+        }
+    )
+
+
+def signed_provenance(whole: dict[str, Any]) -> dict[str, Any]:
+    """Signed by the node, whatever it says."""
+    made = {name: value for name, value in whole.items() if name != "signature"}
+    root = leaf_hash(receipt.write(made).encode())
+    return {**made, "signature": checkpoint.sign_checkpoint(checkpoint.Checkpoint("a.provenance", 1, root, 0), SIGNING)}
+
+
 def receipt_seeds() -> list[bytes]:
     whole = _receipt()
-    return [receipt.write(made).encode() for made in (whole, {**whole, "read_back": None})]
+    return [receipt.write(made).encode() for made in (whole, {**whole, "read_back": None}, _provenance())]
 
 
 def as_receipt(rng: random.Random, data: bytes) -> bytes:
@@ -310,7 +349,9 @@ def as_receipt(rng: random.Random, data: bytes) -> bytes:
     data = as_json(rng, data)
     try:
         made: Any = json.loads(data)
-        if rng.random() < 0.3:
+        if "signature" in made:
+            made = signed_provenance(made) if rng.random() < 0.7 else made
+        elif rng.random() < 0.3:
             entry = made["destruction"]
             entry["leaf"] = as_json(rng, entry["leaf"].encode()).decode("utf-8", "replace")
             made |= {"checkpoint": note_of((entry["leaf"].encode(),)), "read_back": None}
@@ -328,6 +369,8 @@ def take_receipt(data: bytes) -> Iterable[Hashable]:
         return ("invalid", *_wording(verdict.fault))
     made = json.loads(data)
     found = checkpoint.verify(made["checkpoint"], PUBLIC)
+    if isinstance(verdict, receipt.Provenance):
+        return _take_provenance(data, made)
     for entry in (made["destruction"], made["read_back"]):
         if entry is None:
             continue
@@ -362,3 +405,25 @@ def take_frontier(data: bytes) -> Iterable[Hashable]:
         if frontier.size != size + 1 or len(frontier.root()) != 32:
             raise Violation("a frontier that was decoded does not grow")
     return (size.bit_length(),)
+
+
+def _take_provenance(data: bytes, made: dict[str, Any]) -> Iterable[Hashable]:
+    found = checkpoint.verify(made["checkpoint"], PUBLIC)
+    for name in ("made", "settled"):
+        entry = made[name]
+        if entry is None:
+            continue
+        proof = [bytes.fromhex(step) for step in entry["proof"]]
+        if not inclusion_holds(leaf_hash(entry["leaf"].encode()), entry["position"], found.size, proof, found.root):
+            raise Violation("a provenance is valid whose entry is not in the tree")
+        if json.loads(entry["leaf"])["subject"] != f"batch/{made['link']}/{made['batch']}":
+            raise Violation("a provenance is valid whose entry is about something else")
+    if json.loads(made["made"]["leaf"])["details"] != made["record"]:
+        raise Violation("a provenance is valid that says what its entry does not")
+    signed = checkpoint.verify(made["signature"], PUBLIC)
+    whole = receipt.write({name: value for name, value in made.items() if name != "signature"})
+    if (signed.origin, signed.size, signed.root) != (f"{made['node']}.provenance", 1, leaf_hash(whole.encode())):
+        raise Violation("a provenance is valid that the node has not signed")
+    if receipt.write(made).encode() != data:
+        raise Violation("a provenance in another than its one spelling is valid")
+    return ("provenance", made["settled"] is None)

@@ -39,6 +39,38 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
 
 CONTROLS: tuple[Control, ...] = (
     Control(
+        what="a notice that was never sent counts as noted",
+        target="supply/attendant",
+        owner=protocol.Attendant,
+        name="_note",
+        old="notices.pop(number, None) is not None",
+        new="notices.pop(number, None) is not number",
+    ),
+    Control(
+        what="a key is asked for twice in one request",
+        target="supply/attendant",
+        owner=protocol.Attendant,
+        name="_fetch",
+        old="dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids)",
+        new="[KeyId(bytes=raw) for raw in body.key_ids]",
+    ),
+    Control(
+        what="a notice is reported each time",
+        target="supply/subscriber",
+        owner=subscriber.Subscriber,
+        name="_take_notice",
+        old="noted is not None",
+        new="noted",
+    ),
+    Control(
+        what="the provenance of a Batch says what its entry does not",
+        target="audit/receipt",
+        owner=receipt,
+        name="_verified_provenance",
+        old='made["details"] != its["record"]',
+        new="False",
+    ),
+    Control(
         what="a frame shorter than its header is unpacked",
         target="wire/frame",
         owner=codec,

@@ -16,15 +16,17 @@ from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.gate import GRANTED, MALFORMED, REFUSED, Gate
 from qkdnode.channel.identity import OwnIdentity
 from qkdnode.channel.session import Opening, Session, accept
-from qkdnode.client.subscriber import KeyArrived, Subscriber
+from qkdnode.client.subscriber import KeyArrived, KeysOutOfUse, Subscriber
 from qkdnode.errors import RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.supply.protocol import Attendant, KeysAcknowledged, Reply, SubscriptionWanted
+from qkdnode.supply.protocol import Attendant, EndingsNoted, KeysAcknowledged, KeysWanted, Reply, SubscriptionWanted
+from qkdnode.vault.endings import Ended
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire import supply
 
 LINK = "metro"
+NOTICE = 5
 
 
 def bodies_of(union: Any) -> list[bytes]:
@@ -200,7 +202,7 @@ def take_sealed(data: bytes) -> Iterable[Hashable]:
 
 
 class Connected:
-    """An application and its node with a session and a subscription, one key sent."""
+    """An application and its node with a session and a subscription, one key sent and one notice told."""
 
     def __init__(self) -> None:
         node, application = _identities()
@@ -233,6 +235,7 @@ class Connected:
             ]
         assert self.subscriber.subscribed
         self.key = KeyId(int=7)
+        self.attendant.tell_ended(Ended(NOTICE, (self.key.bytes,), "compromised", "key-compromise"), 0.0)
         with SecretBuffer.copy_of(bytes(32)) as material:
             delivery = Delivery(1, self.key, self.association, 256)
             self.received = self.subscriber.receive(self.attendant.send_keys([delivery], material, 0.0), 0.0)
@@ -255,6 +258,10 @@ def take_from_authentic_application(data: bytes) -> Iterable[Hashable]:
         for outcome in outcomes:
             if isinstance(outcome, KeysAcknowledged) and outcome.key_ids != (ends.key,):
                 raise Violation("a key was taken as acknowledged that was never sent")
+            if isinstance(outcome, EndingsNoted) and outcome.numbers != (NOTICE,):
+                raise Violation("a notice was taken as noted that was never sent")
+            if isinstance(outcome, KeysWanted) and not 1 <= len(set(outcome.key_ids)) == len(outcome.key_ids) <= 32:
+                raise Violation("no keys are asked for, or too many, or one twice")
             if isinstance(outcome, SubscriptionWanted) and outcome.association.local != "payroll":
                 raise Violation("an application subscribed in the name of another")
         return tuple(type(outcome) for outcome in outcomes)
@@ -268,18 +275,22 @@ def take_from_authentic_node(data: bytes) -> Iterable[Hashable]:
     try:
         session = ends.attendant._session
         assert session is not None
-        arrived = list[KeyId]()
+        arrived, notices = list[KeyId](), list[int]()
         with SecretBuffer.copy_of(bytes(32)) as material:
             for sealed in (material, None, material):
                 for outcome in ends.subscriber.receive(_seal_bytes(session, data, sealed), 1.0):
+                    if isinstance(outcome, KeysOutOfUse):
+                        notices.append(outcome.notice)
+                        if outcome.association != ends.association or not outcome.key_ids:
+                            raise Violation("a notice is of another association, or of no key")
                     if isinstance(outcome, KeyArrived):
                         arrived.append(outcome.key_id)
                         outcome.material.release()
                         if outcome.association != ends.association or outcome.key_id == ends.key:
                             raise Violation("a key of another association, or one that was there before, was reported")
-        if len(set(arrived)) < len(arrived):
-            raise Violation("one key was reported twice")
-        return (len(arrived), ends.subscriber.discarded, ends.subscriber.repeated)
+        if len(set(arrived)) < len(arrived) or len(set(notices)) < len(notices):
+            raise Violation("one key, or one notice, was reported twice")
+        return (len(arrived), len(notices), ends.subscriber.discarded, ends.subscriber.repeated)
     finally:
         ends.close()
 
@@ -298,7 +309,9 @@ def subscribed_seeds() -> list[bytes]:
 
 
 def acknowledging_seeds() -> list[bytes]:
-    return [*application_seeds(), supply.encode(supply.Acknowledge((KeyId(int=7).bytes,)))]
+    key = KeyId(int=7).bytes
+    bodies = (supply.Acknowledge((key,)), supply.Fetch(1, (key, key)), supply.EndedNoted((NOTICE, NOTICE + 1)))
+    return [*application_seeds(), *map(supply.encode, bodies)]
 
 
 # --- the gate  ---

@@ -8,6 +8,9 @@ from uuid import UUID, uuid4
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.decoys import Suspects, WhichDecoys
+from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
+from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 
 
@@ -19,12 +22,20 @@ class MemoryVault:
         self.material: dict[KeyId, bytes] = {}
         self.delivered: dict[KeyId, str] = {}
         self.opened: dict[KeyId, int] = {}
+        self.decoys: set[KeyId] = set()
+        self.ended: dict[int, Ended] = {}  # notices of one association
+        self.revoked: set[KeyId] = set()
         self.failing: set[type[Request]] = set()
         self._number = 0
         self._answers: dict[type[Request], Callable[[Any], Any]] = {
             ApplicationOutbox: self._outbox,
             OpenKeys: self._open,
             KeysDelivered: self._deliver,
+            FetchKeys: self._fetch,
+            EndedKeys: lambda request: tuple(self.ended.values()),
+            EndedNoted: lambda request: sum(self.ended.pop(number, None) is not None for number in request.numbers),
+            HadBefore: self._had_before,
+            WhichDecoys: lambda request: Suspects(tuple(map(_name, self.decoys.intersection(request.key_ids)))),
         }
 
     def add(self, association: Association, count: int, size_bits: int = 256) -> list[UUID]:
@@ -66,6 +77,36 @@ class MemoryVault:
         material = SecretBuffer.copy_of(b"".join(self.material[key_id] for key_id in ids))
         return OpenedKeys(ids, rows[0].size_bits, material)
 
+    def _fetch(self, request: FetchKeys) -> FetchedKeys:
+        wanted = (request.association, request.size_bits)
+        rows = [row for key_id in request.key_ids if (row := self.rows.get(key_id)) is not None]
+        rows = [row for row in rows if (row.association, row.size_bits) == wanted and request.release]
+        refused = tuple(key_id for key_id in request.key_ids if key_id not in {row.key_id for row in rows})
+        names = tuple(map(_name, refused))
+        suspects = tuple(map(_name, self.decoys.intersection(refused)))
+        if not rows:
+            return FetchedKeys(None, (), refused, names, suspects)
+        opened = self._open(OpenKeys(key_ids=tuple(row.key_id for row in rows), application=request.association.local))
+        return FetchedKeys(opened, tuple(rows), refused, names, suspects)
+
+    def revoke(self, *key_ids: KeyId) -> None:
+        """Keys are out of use: those that were delivered are told of."""
+        for key_id in key_ids:
+            self.rows.pop(key_id, None)
+            self.revoked.add(key_id)
+            if key_id in self.delivered:
+                self._end(key_id)
+
+    def _had_before(self, request: HadBefore) -> int:
+        found = self.revoked.intersection(request.key_ids) - set(self.delivered)
+        for key_id in found:
+            self._end(key_id)
+        return len(found)
+
+    def _end(self, key_id: KeyId) -> None:
+        self._number += 1
+        self.ended[self._number] = Ended(self._number, (key_id.bytes,), "compromised", "key-compromise")
+
     def _deliver(self, request: KeysDelivered) -> int:
         new = 0
         for key_id in request.key_ids:
@@ -75,3 +116,7 @@ class MemoryVault:
                 self.delivered[key_id] = request.application
                 new += 1
         return new
+
+
+def _name(key_id: KeyId) -> str:
+    return f"name of {key_id}"

@@ -31,6 +31,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 OUTCOMES = (
     (0, r"[0-9a-f-]{36} 256 app-a<->app-b over alice-bob its\n"),
     (1, r"[0-9a-f-]{36} [0-9a-f]{66}\n"),
+    (0, r"no key for us: .*\n"),
+    (0, r"[0-9a-f-]{36}\n"),
     (1, r"[0-9a-f-]{36}\n1\n"),
     (0, r"0 node\.tried try 0\n"),
     (0, r"not for us: .*no association.* ACCESS_DENIED\n"),

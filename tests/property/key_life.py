@@ -7,6 +7,7 @@ each end goes on in steps of its own, past one end of the key after the other.
 """
 
 import hashlib
+import hmac
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
 from qkdnode.vault.entitlements import Allotment
+from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.journal import Mark
 from qkdnode.vault.retirement import FollowRetired, RetireKeys
@@ -51,7 +53,8 @@ from qkdnode.wire.messages import (
     Received,
 )
 
-LINK, BATCH, BITS = "metro", BatchId(1, 1), 4096 + 512
+LINK, BATCH, REFILL, BITS = "metro", BatchId(1, 1), 4096, 4096 + 512
+MATERIAL = hashlib.shake_256(b"batch").digest(BITS // 8)
 NODES = {ALICE: "a", BOB: "b"}
 HERE = Association("payroll", "ledger", LINK)
 KEY = UUID(bytes=bytes(range(16)), version=4)
@@ -68,6 +71,7 @@ LEVELS_S = (0, AGE_S + GRACE_S // 2, 1000, 20_000, 60_000)
 LAST = len(LEVELS_S) - 1
 TERMS = f"max_age_at_release_s = {AGE_S}\nlifetime_s = {LIFETIME_S}\nretain_key_s = {RETAIN_S}"
 TIMED = policy(TERMS, name="qkd", purpose="session")
+DECOY = policy("decoys = 1", name="qkd", purpose="session")
 HELD = policy(f"{TERMS}\nlegal_hold = true", name="qkd", purpose="session")
 
 Token = tuple[str, ...]  # a message without its number
@@ -98,6 +102,7 @@ class View(NamedTuple):
     used_s: int | None
     kept_s: int | None
     root: bytes  # over all that it holds
+    told: tuple[str, ...] = ()  # stages of the notices that wait for the application
 
 
 class Applications(NamedTuple):
@@ -150,6 +155,7 @@ class End:
 
     def __init__(self, role: str, directory: Path, document: bytes) -> None:
         self.document = document
+        self.decoy = document == DECOY
         self.level = 0
         self.role, self.there = role, other_role(role)
         self._draws = 0
@@ -212,10 +218,10 @@ class End:
         call(ask.Associate(association=self.association, nodes=nodes, link=LINK, purpose="t", key_class="qkd"))
         call(application_of(call, NODES[self.role], self._now_ns, self.document))
         record = ask.BatchRecord(
-            batch=BATCH, bits_in=BITS, bits_out=BITS, refill_bits=4096, method="m", booking="both", family="f",
+            batch=BATCH, bits_in=BITS, bits_out=BITS, refill_bits=REFILL, method="m", booking="both", family="f",
             eps_sec=1e-10, eps_cor=1e-15, qber_z=0.02, disclosed_bits=5, devices=("D",), details={},
         )  # fmt: skip
-        with SecretBuffer.copy_of(hashlib.shake_256(b"batch").digest(BITS // 8)) as key:
+        with SecretBuffer.copy_of(MATERIAL) as key:
             if self.role == ALICE:
                 call(ask.StorePending(link=LINK, record=record, key=key, commit=b"commit"))
                 settled = call(ask.SettlePending(link=LINK, batch=BATCH, ready=True))
@@ -248,6 +254,7 @@ class End:
             msgspec.structs.replace(mark, frontier=mark.frontier.copy(), topics=dict(mark.topics))
         )
         self._store.forget()
+        self._store.decoys = None  # of another file
 
     def _look(self) -> View:
         """The state that the vault is in, remembered if it is new."""
@@ -271,7 +278,7 @@ class End:
             sealed=bool(rows("SELECT 1 FROM keys").fetchall()),
             offered=offered,
             opens=self._opens(),
-            outstanding=outstanding,
+            outstanding=self._call(ask.Outstanding(association=self.association)) if self.decoy else outstanding,
             outbox=frozenset(tokens),
             answered=answers[0] if answers else None,
             buried=bool(rows("SELECT 1 FROM tombstones").fetchall()),
@@ -283,6 +290,7 @@ class End:
             used_s=times[1],
             kept_s=times[2],
             root=self._call(HoldingsNode(link=LINK)).digest,
+            told=tuple(stage for (stage,) in rows("SELECT stage FROM endings ORDER BY number")),
         )
         if view not in self._moments:
             self._moments[view] = Moment(self._core._connection.serialize("main"), self._store.journal.mark())
@@ -291,19 +299,42 @@ class End:
 
     def _outbox(self) -> tuple[ask.OutboxEntry, ...]:
         entries: tuple[ask.OutboxEntry, ...] = self._call(ask.NeighbourOutbox(link=LINK))
+        for entry in entries:
+            if (
+                self.decoy
+                and isinstance(entry.message, Allocate)
+                and entry.message.mark != allocation(self.document).mark
+            ):
+                raise Violation("a decoy goes to the other end as a key")
         return entries
 
     def _opens(self) -> bool:
+        """Whether the key may be had, as it is pushed and as it is fetched by its id, which must be the same."""
+        given = self._is_fetched()
         try:
             opened = self._call(ask.OpenKeys(key_ids=(KEY,), application=self.association.local))
         except QkdnodeError:
+            if given:
+                raise Violation(f"{self.role} gives a key to who fetches it, and opens it for nobody") from None
             return False
+        if not given:
+            opened.material.release()
+            raise Violation(f"{self.role} opens a key, and refuses it to who fetches it")
         with opened.material as material, memoryview(material) as view:
             bits = view.tobytes()
         if self.bits not in (b"", bits):
             raise Violation(f"{self.role} opens other bits than before")
         self.bits = bits
         return True
+
+    def _is_fetched(self) -> bool:
+        try:
+            fetched = self._call(FetchKeys(key_ids=(KEY,), association=self.association, size_bits=256))
+        except QkdnodeError:
+            return False
+        if fetched.opened is not None:
+            fetched.opened.material.release()
+        return fetched.opened is not None
 
     # --- its automaton ---
 
@@ -341,7 +372,8 @@ class End:
         kind, *rest = what
         match kind:
             case "allocate":
-                self._call(ask.AllocateKeys(association=HERE, count=1, size_bits=256, entropy=KEY.bytes))
+                kind_ = ask.KeepDecoys if self.decoy else ask.AllocateKeys
+                self._call(kind_(association=HERE, count=1, size_bits=256, entropy=KEY.bytes))
             case "acknowledge":
                 local = self.association.local
                 self._call(ask.KeysDelivered(application=local, key_ids=(KEY,), details={}))
@@ -388,14 +420,16 @@ class End:
 
 @cache
 def allocation(document: bytes) -> Allocate:
-    """Alice's one request."""
+    """Alice's one request, from the beginning of her half."""
     (terms,) = parse(document).classes
     applications = (HERE.local, HERE.remote)
     binding = binding_digest(
         nodes=(NODES[ALICE], NODES[BOB]), applications=applications, source=LINK, purpose="session"
     )
     agreed = Allotment("qkd", 1, terms_digest(terms), binding).agreed
-    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed)
+    bits = MATERIAL[REFILL // 8 :][:32]
+    mark = hmac.digest(bits, b"qkdnode decoy/1\0" + KEY.bytes, "sha256")[:16] if document == DECOY else bytes(16)
+    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed, mark)
 
 
 _RECEIPTS: dict[int, Token] = {}
@@ -463,6 +497,7 @@ class Search:
         last: int = LAST,
     ) -> None:
         self.ends, self._orders, self._last = ends, orders, last
+        self._decoy = ends[0].decoy
         self.worlds = self.transitions = 0
         self._timed = any(TIME in some for some in orders)
         self._settled: dict[tuple[tuple[View, View], Applications, bool], None] = {}
@@ -481,6 +516,8 @@ class Search:
                 if following not in came:
                     came[following] = (world, what)
                     todo.append(following)
+            if self._decoy and any(view.outstanding or view.told for view in world.views):
+                raise Violation(f"somebody waits for a decoy, or is told of it; after {_way(came, world)}")
             try:
                 self._demand_settling(world)
             except Violation as fault:
@@ -499,6 +536,8 @@ class Search:
         if side == 0 and view.stage is None and not world.revoked:
             yield ("allocate",)
         if view.offered or view.opens:
+            if self._decoy:
+                raise Violation(f"a decoy is supplied by {self.ends[side].role}")
             yield ("take",)
         if applications.has[side]:
             yield ("acknowledge",)
@@ -618,8 +657,8 @@ class Search:
         elif (here.stage, here.far) != (there.stage, there.far) and here.stage is not there.stage:
             raise Violation(f"a key is {here.stage} at one end and {there.stage} at the other")
         if not world.revoked:
-            delivered = (Stage.DELIVERED, True)
-            if there.stage is not None and ((here.stage, here.far), (there.stage, there.far)) != (delivered, delivered):
+            end = (Stage.READY, False) if self._decoy else (Stage.DELIVERED, True)
+            if there.stage is not None and ((here.stage, here.far), (there.stage, there.far)) != (end, end):
                 raise Violation(f"a key is lost: {here.stage} and {there.stage}, and nobody has revoked it")
             if was_ready and there.stage is None:
                 raise Violation("a key that was ready is lost")
@@ -627,6 +666,13 @@ class Search:
             raise Violation("the ends hold different stock")
         if here.root != there.root and "moving" not in (here.scope, there.scope):
             raise Violation(f"both ends have settled, and their roots differ: {here.stage} and {there.stage}")
+        for side, view in enumerate(world.views):
+            if not world.applications.acknowledged[side] and view.told:
+                raise Violation(f"an application that never had the key is told that it is {view.told[-1]}")
+            ended = world.applications.acknowledged[side] and view.stage in OUT_OF_USE
+            is_known = any("compromised" in told for told in view.told)
+            if ended and (not view.told or is_known != ("compromised" in str(view.stage))):
+                raise Violation(f"an application is not told that its key is {view.stage}, but {view.told}")
 
     def _demand_ended(self, view: View) -> None:
         """Nothing stays that is past its end at both ends' time; what is on hold stays, but is not waited for."""

@@ -10,12 +10,25 @@ from typing import Any
 
 import msgspec
 import pytest
-from key_life import BASE_NS, LAST, ORDERS, TIME, TIMED, Search, Violation, both_ends
+from key_life import BASE_NS, DECOY, LAST, ORDERS, TIME, TIMED, Search, Violation, both_ends
 from key_life import HELD as ON_HOLD
 
 from qkdnode.lifecycle import retirement, states
 from qkdnode.lifecycle.states import Stage, Step
-from qkdnode.vault import bundles, core, entitlements, keys, outbox, reach, revocations, scopes
+from qkdnode.vault import (
+    bundles,
+    core,
+    decoys,
+    endings,
+    entitlements,
+    fetches,
+    keys,
+    marks,
+    outbox,
+    reach,
+    revocations,
+    scopes,
+)
 from qkdnode.vault import requests as ask
 from qkdnode.vault import retirement as vault_retirement
 from qkdnode.vault.records import PeerRequest
@@ -48,6 +61,20 @@ def test_no_way_through_the_life_of_a_key_breaks_its_rules() -> None:
         assert all(end.survives_restart(view) for end in ends for view in end.views)
     assert worlds > 30_000
     assert reached >= {None, *Stage} - {Stage.QUARANTINED, Stage.SUSPENDED, Stage.DAMAGED}
+
+
+def test_no_way_through_the_life_of_a_decoy_gives_it_to_anybody() -> None:
+    worlds = 0
+    with both_ends(DECOY) as ends:
+        for orders in SCENARIOS:
+            search = Search(ends, orders)
+            search.run()
+            worlds += search.worlds
+        reached = {view.stage for end in ends for view in end.views}
+        assert all(end.survives_restart(view) for end in ends for view in end.views)
+    assert worlds > 300
+    assert reached >= {None, Stage.ALLOCATED, Stage.READY, Stage.COMPROMISED, Stage.DESTROYED}
+    assert Stage.DELIVERED not in reached
 
 
 def test_no_way_of_time_through_the_life_of_a_key_breaks_its_rules() -> None:
@@ -286,4 +313,53 @@ def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
     FAULTS[fault](monkeypatch)
     with pytest.raises(Violation), both_ends() as ends:  # noqa: PT012
         for orders in SCENARIOS:
+            Search(ends, orders).run()
+
+
+def _unmarked(patch: pytest.MonkeyPatch) -> None:
+    right = bundles.make
+
+    def make(store: Store, association: Any, cut: Any, stage: Stage, material: Any, *, own: bool) -> Any:
+        return right(store, association, msgspec.structs.replace(cut, decoy=False), stage, material, own=own)
+
+    patch.setattr(bundles, "make", make)
+
+
+_NUMBERS = itertools.count()
+OF_DECOYS: dict[str, Plant] = {
+    "an outbox holds decoys": _name(keys.marks, "is_decoy", lambda store, bundle: False),
+    "the far end does not look at the mark": _name(marks, "came_as_decoy", lambda *asked: False),
+    "a decoy is not marked at rest": _unmarked,
+    "a decoy is not marked on the way": _name(marks, "mark_on_the_way", lambda *asked, **its: bytes(16)),
+    "a decoy is given to who knows its id": _name(fetches, "is_decoy", lambda store, found: False),
+    "a decoy is outstanding": _name(decoys, "left_out", lambda store: ""),
+}
+OF_NOTICES: dict[str, Plant] = {
+    "nobody is told of the end of a key": _name(endings, "TOLD", {}),
+    "a late acknowledgement is not answered with the end": _name(endings, "had_before", lambda *asked: 0),
+    "who acknowledged late is not remembered": _name(
+        endings, "_had_subject", lambda bundle: f"ending/{next(_NUMBERS)}"
+    ),
+    "whoever might have had a key is told": _name(
+        endings, "TOLD", {step: {*stages, Stage.READY} for step, stages in endings.TOLD.items()}
+    ),
+    "who had a destroyed key is not told that it is known": _name(
+        endings, "TOLD", {**endings.TOLD, Step.COMPROMISE: endings.TOLD[Step.COMPROMISE] - {Stage.DESTROYED}}
+    ),
+}
+
+
+# Where those show that need both operators, so that they are found soon.
+SHOWS = dict.fromkeys(
+    ("who acknowledged late is not remembered", "who had a destroyed key is not told that it is known"),
+    (((ORDERS[2],), (ORDERS[0],)),),
+)
+
+
+@pytest.mark.parametrize("fault", [*OF_DECOYS, *OF_NOTICES])
+def test_a_planted_fault_of_decoys_or_notices_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoy = fault in OF_DECOYS
+    {**OF_DECOYS, **OF_NOTICES}[fault](monkeypatch)
+    with pytest.raises(Violation), both_ends(DECOY if decoy else TIMED) as ends:  # noqa: PT012
+        for orders in SHOWS.get(fault, SCENARIOS):
             Search(ends, orders).run()

@@ -58,6 +58,7 @@ class DistillEnd(SessionEnd):
         self.answers: dict[BatchId, bytes] = {}
         self.ready: set[BatchId] = set()
         self.abandoned: set[BatchId] = set()
+        self.facts: fx.BatchFacts | None = None  # of the Batch journalled last
         self._random = np.random.default_rng(1 if role == ALICE else 2)
         self._todo: deque[fx.Event] = deque()
         self.on_draw: Callable[[fx.Purpose], None] = lambda purpose: None
@@ -92,9 +93,11 @@ class DistillEnd(SessionEnd):
                 case fx.Draw(purpose=purpose, size=size):
                     self.on_draw(purpose)
                     self._todo.append(fx.Drawn(purpose, SecretBuffer.copy_of(self._random.bytes(size))))
-                case fx.JournalPending(key=key, commit=commit):
+                case fx.JournalPending(facts=facts, key=key, commit=commit):
+                    self.facts = facts
                     self.journal(commit.batch, key, self.sealed(commit), self.commits)
-                case fx.JournalReady(key=key, answer=answer):
+                case fx.JournalReady(facts=facts, key=key, answer=answer):
+                    self.facts = facts
                     self.ready.add(answer.batch)
                     raw = self.sealed(answer)
                     self.journal(answer.batch, key, raw, self.answers)

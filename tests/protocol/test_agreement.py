@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from virtual_time import VirtualTimeLoop
 
-from qkdnode.errors import DiskFullError
+from qkdnode.errors import DiskFullError, OutOfStockError
 from qkdnode.ids import ALICE, Association, BatchId
 from qkdnode.link import agreement
 from qkdnode.link.agreement import Agreement, LocalSubscription
@@ -397,6 +397,52 @@ def test_a_revocation_that_cannot_be_journalled_is_not_confirmed() -> None:
     )
     assert [one.notices for _, one in end.of(Received)] == [(9,)]
     assert end.alarms == ["DISK_FULL", "DISK_FULL", "COMPROMISED"]
+
+
+def decoying(end: End, *, missing: int = 8, old: bool = False) -> End:
+    """The policy asks for decoys until they are cut."""
+    end.entitled = msgspec.structs.replace(ENTITLED, decoys=missing, old_decoys=old)
+
+    def keep(request: ask.KeepDecoys) -> tuple[UUID, ...]:
+        end.entitled = ENTITLED
+        return ()
+
+    end.answers[ask.KeepDecoys] = keep
+    return end
+
+
+def kept(end: End) -> list[Any]:
+    return [request for _, request in end.asked if isinstance(request, ask.KeepDecoys)]
+
+
+def test_decoys_that_are_missing_are_cut_before_keys_and_once() -> None:
+    end = decoying(End())
+    end.play(5.0, (0.0, lambda: end.subscribe(credit=64)))
+    ((request,)) = kept(end)
+    assert (request.association, request.count, request.size_bits, len(request.entropy)) == (HERE, 8, 256, 128)
+    kinds = [type(request) for _, request in end.asked]
+    assert kinds.index(ask.KeepDecoys) < kinds.index(ask.AllocateKeys)
+
+
+def test_decoys_for_which_there_is_no_stock_hold_up_no_key_and_are_tried_again_later() -> None:
+    end = decoying(End())
+
+    def none(request: ask.KeepDecoys) -> Any:
+        raise OutOfStockError("none")
+
+    end.answers[ask.KeepDecoys] = none
+    end.play(agreement.DECOYS_AGAIN_S + 5.0, (0.0, lambda: end.subscribe(credit=64)))
+    assert len(kept(end)) == 2
+    assert end.outstanding
+
+
+def test_the_end_of_old_decoys_is_told_as_a_revocation() -> None:
+    end = decoying(End(), missing=0, old=True)
+    end.play(3.0, (0.0, lambda: end.subscribe(credit=64)))
+    ((request,)) = kept(end)
+    assert (request.count, request.entropy) == (0, b"")
+    at = next(at for at, asked in end.asked if asked is request)
+    assert any(at < when < at + 1.5 for when, asked in end.asked if isinstance(asked, RevocationsUnconfirmed))
 
 
 def retired(number: int) -> KeysRetired:

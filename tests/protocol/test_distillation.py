@@ -1,5 +1,7 @@
 """Distillation end to end over real sessions: equal keys, or none."""
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from session_pair import PARAMETERS, exchange
 from qkdnode.distill import effects as fx
 from qkdnode.distill.batch import Phase
 from qkdnode.errors import AuthenticationError, LocalProtocolError
-from qkdnode.ids import BatchId
+from qkdnode.ids import ALICE, BOB, BatchId
+from qkdnode.link.settlement import Settlement
 from qkdnode.native.secret import WorkingBuffer
 from qkdnode.wire import codec
 from qkdnode.wire.messages import BatchClaim, BlockTag, Parities, SiftAnswer, SiftList
@@ -46,6 +49,25 @@ def test_both_ends_make_the_same_key_and_settle_it() -> None:
     (key,) = alice.keys.values()
     ones = int(np.unpackbits(np.frombuffer(key, np.uint8)).sum())
     assert abs(ones / (8 * len(key)) - 0.5) < 0.02
+
+
+def test_the_record_of_a_batch_tells_errors_the_ledger_and_what_it_was_made_with() -> None:
+    told = {}
+    for end in distilled():
+        assert end.facts is not None
+        assert end.facts.ledger.disclosed(end.facts.booking) == end.facts.disclosed_bits
+        around = SimpleNamespace(origins=lambda devices: {"firmware": f"{devices[0]} 1.4.2", "software_digest": "ab"})
+        settlement = Settlement(SimpleNamespace(around=around), ("TX-1",), "0.1", None)  # type: ignore[arg-type]
+        record = settlement._record_of(BatchId(1, 1), end.facts)
+        told[end.role] = record.details
+        assert (record.devices, record.disclosed_bits) == (("TX-1",), end.facts.disclosed_bits)
+    assert told[ALICE] == told[BOB]
+    its = told[ALICE]
+    ledger = sum(int(value) for name, value in its.items() if name.startswith("ledger_"))
+    assert ledger == end.facts.disclosed_bits
+    assert (its["firmware"], its["software_digest"], its["software"]) == ("TX-1 1.4.2", "ab", "qkdnode 0.1")
+    assert 0 < int(its["m_z"]) < int(its["n_z"])
+    assert 0 < int(its["m_x"]) < int(its["n_x"])
 
 
 def test_both_ends_count_the_same_disclosure_and_errors() -> None:

@@ -13,7 +13,7 @@ from qkdnode.access.identities import ApplicationIdentity, NodeIdentity
 from qkdnode.channel.identity import OwnIdentity, make_identity
 from qkdnode.channel.session import MAX_MESSAGES, Opening, Session, accept, draw_from_system
 from qkdnode.client import subscriber
-from qkdnode.client.subscriber import KeyArrived, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, KeysOutOfUse, Refusal, Subscriber, Transmit
 from qkdnode.client.subscriber import Outcome as ClientOutcome
 from qkdnode.errors import AuthenticationError, LocalProtocolError, MemoryLockError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association
@@ -22,7 +22,9 @@ from qkdnode.supply import protocol
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
+    EndingsNoted,
     KeysAcknowledged,
+    KeysWanted,
     NotSent,
     OpenRefused,
     Reply,
@@ -31,6 +33,7 @@ from qkdnode.supply.protocol import (
 )
 from qkdnode.supply.protocol import Outcome as NodeOutcome
 from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.endings import Ended
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import (
     MAX_SUPPLY_BYTES,
@@ -144,8 +147,8 @@ class World:
                     self.supply()
                 case Discarded():
                     self.node_discards += 1
-                case NotSent(keys):
-                    self.not_sent += keys
+                case NotSent(key_ids):
+                    self.not_sent += len(key_ids)
                 case SubscriptionEnded() | OpenRefused():
                     pass
 
@@ -636,3 +639,138 @@ def test_the_topics_of_a_throttle_are_bounded() -> None:
     for number in range(5000):
         throttle.take(str(number), 0.0)
     assert len(throttle._buckets) <= 1024
+
+
+def fetching_world(key_ids: list[UUID]) -> World:
+    """A world whose application asks for keys by id; what comes unasked is not supplied."""
+    world = subscribed_world(keys=0)
+    world.client(world.subscriber.fetch(key_ids, world.now_s))
+    return world
+
+
+def wanted_at(world: World) -> KeysWanted:
+    (outcome,) = world.attendant.receive(world.to_node.pop(0), world.now_s)
+    assert isinstance(outcome, KeysWanted)
+    return outcome
+
+
+def test_a_fetch_is_repeated_until_it_is_answered_and_an_answer_to_an_earlier_one_says_nothing() -> None:
+    key_id = UUID(int=7)
+    world = fetching_world([key_id])
+    first = wanted_at(world)
+    assert first.key_ids == (key_id,)
+    world.client(world.subscriber.tick(world.now_s + subscriber.ANSWER_WAIT_S))
+    second = wanted_at(world)
+    assert second.request != first.request
+    late, answer = (world.attendant.refuse_keys(wanted, (key_id,)) for wanted in (first, second))
+    assert late is not None
+    assert answer is not None
+    assert world.subscriber.receive(late, world.now_s) == []
+    assert world.subscriber.receive(answer, world.now_s) == [KeyNotFetched(key_id)]
+    assert world.subscriber.tick(world.now_s + 2 * subscriber.ANSWER_WAIT_S) == []
+
+
+def test_a_fetch_waits_for_a_session_and_is_said_again_in_the_next() -> None:
+    key_id = UUID(int=7)
+    world = fetching_world([key_id])
+    world.to_node.clear()
+    world.client(world.subscriber.connect(world.now_s))
+    while not world.subscriber.subscribed:
+        forward(world, 1)
+        forward(world, 0)
+    assert wanted_at(world).key_ids == (key_id,)
+
+
+def test_who_is_put_off_asks_again_later() -> None:
+    world = fetching_world([UUID(int=7)])
+    put_off = world.attendant.answer_later(wanted_at(world))
+    assert world.subscriber.receive(put_off, world.now_s) == []
+    assert "too often" in world.subscriber.failure
+    assert world.subscriber.tick(world.now_s + 1.0) == []
+    world.client(world.subscriber.tick(world.now_s + subscriber.ANSWER_WAIT_S))
+    assert wanted_at(world).key_ids == (UUID(int=7),)
+
+
+def test_keys_are_asked_for_within_a_subscription_only() -> None:
+    world = fetching_world([UUID(int=7)])
+    world.attendant.subscription = None
+    assert [type(outcome) for outcome in world.attendant.receive(world.to_node.pop(0), world.now_s)] == [Discarded]
+
+
+def test_a_lost_acknowledgement_of_a_fetched_key_is_made_up_for_in_the_next_session() -> None:
+    world = World(keys=0)
+    world.subscriber = Subscriber(
+        APPLICATION, node_of(NODE), remote="far", link="link", size_bits=256, credit=3, pushed=False
+    )
+    key_id = UUID(int=7)
+    world.client(world.subscriber.connect(world.now_s))
+    world.client(world.subscriber.fetch([key_id], world.now_s))
+
+    def served() -> list[NodeOutcome]:
+        """The node answers all but what is asked for by id."""
+        rest: list[NodeOutcome] = []
+        while world.to_node or world.to_application:
+            if world.to_node:
+                outcomes = world.attendant.receive(world.to_node.pop(0), world.now_s)
+                rest += [outcome for outcome in outcomes if isinstance(outcome, KeysWanted | KeysAcknowledged)]
+                world.node([outcome for outcome in outcomes if not isinstance(outcome, KeysWanted | KeysAcknowledged)])
+            else:
+                world.pass_to_application(world.to_application.pop(0))
+        return rest
+
+    (wanted,) = served()
+    assert isinstance(wanted, KeysWanted)
+    assert world.attendant.subscription is not None
+    assert not world.attendant.subscription.pushes
+    row = Delivery(1, key_id, ASSOCIATION, 256)
+    with SecretBuffer.copy_of(material_of(key_id)) as material:
+        world.to_application.append(world.attendant.send_keys([row], material, world.now_s))
+    assert served() == []
+    world.acknowledge()
+    world.to_node.clear()  # it is lost, and the connection with it
+    world.client(world.subscriber.connect(world.now_s))
+    (again,) = served()
+    assert isinstance(again, KeysWanted)
+    assert again.key_ids == (key_id,)
+    with SecretBuffer.copy_of(material_of(key_id)) as material:
+        world.to_application.append(world.attendant.send_keys([row], material, world.now_s))
+    assert served() == [KeysAcknowledged((key_id,))]
+    assert world.yielded == [key_id]
+    # And if the node has it no more, nothing is left to be said.
+    world.client(world.subscriber.connect(world.now_s))
+    (last,) = served()
+    assert isinstance(last, KeysWanted)
+    frame = world.attendant.refuse_keys(last, (key_id,))
+    assert frame is not None
+    assert world.subscriber.receive(frame, world.now_s) == []
+    world.client(world.subscriber.connect(world.now_s))
+    assert served() == []
+
+
+def test_an_acknowledgement_of_a_key_that_was_withdrawn_still_counts() -> None:
+    world = subscribed_world(keys=1)
+    (key_id,) = world.outbox
+    world.pass_to_application(world.to_application.pop(0))
+    world.attendant.forget(key_id)
+    assert world.attendant.due(world.now_s + RESEND_S) == []
+    world.acknowledge()
+    (outcome,) = world.attendant.receive(world.to_node.pop(0), world.now_s)
+    assert outcome == KeysAcknowledged((key_id,))
+
+
+def test_a_notice_is_reported_once_and_noted_each_time_that_it_comes_after_that() -> None:
+    world = subscribed_world(keys=0)
+    ended = Ended(5, (UUID(int=7).bytes,), "compromised", "key-compromise")
+    first = world.attendant.tell_ended(ended, world.now_s)
+    assert first is not None
+    assert world.attendant.tell_ended(ended, world.now_s + 1.0) is None
+    expected = KeysOutOfUse(5, ASSOCIATION, (UUID(int=7),), "compromised", "key-compromise")
+    assert world.subscriber.receive(first, world.now_s) == [expected]
+    second, third = (world.attendant.tell_ended(ended, world.now_s + at) for at in (RESEND_S, 3 * RESEND_S))
+    assert second is not None
+    assert third is not None
+    assert world.subscriber.receive(second, world.now_s) == []
+    world.client(world.subscriber.noted(5, world.now_s))
+    assert world.attendant.receive(world.to_node.pop(0), world.now_s) == [EndingsNoted((5,))]
+    world.client(world.subscriber.receive(third, world.now_s))
+    assert world.attendant.receive(world.to_node.pop(0), world.now_s) == []

@@ -8,14 +8,29 @@ from unittest import mock
 import msgspec
 
 from qkdnode.authentication import session as authentication
-from qkdnode.client import order
+from qkdnode.client import order, subscription
 from qkdnode.lifecycle.clockguard import Standing
+from qkdnode.lifecycle.states import HOLDING, Stage
 from qkdnode.link.settlement import Settlement
 from qkdnode.node.clock import NodeClock
-from qkdnode.supply import replay
-from qkdnode.vault import core, entitlements, journal, outbox, retirement, schema, stretches
+from qkdnode.supply import replay, server
+from qkdnode.vault import (
+    core,
+    decoys,
+    endings,
+    entitlements,
+    fetches,
+    journal,
+    keys,
+    marks,
+    outbox,
+    retirement,
+    revocations,
+    schema,
+    stretches,
+)
 from qkdnode.vault import requests as ask
-from qkdnode.vault.records import Link, Segment, pack_batch
+from qkdnode.vault.records import Ending, Link, Segment, pack_batch
 from qkdnode.vault.store import Store
 from qkdnode.wire.events import Head
 from qkdnode.wire.messages import Delivered
@@ -38,6 +53,7 @@ class Control(msgspec.Struct, frozen=True):
     faults_per_hour: float = 240.0
     lit_s: float = LIT_S
     timed: bool = False  # whether keys end soon
+    deep: bool = False  # looked for by `make simulate` alone: it takes too long for the default suite
 
     def found(self, seeds: range) -> Outcome | None:
         """The first run that shows the bug."""
@@ -247,6 +263,77 @@ def nothing_is_retired(retire: Handler) -> Handler:
     return lambda store, request: retirement.Retired(0, 0, (), False)
 
 
+def name(module: Any, attribute: str, value: Any) -> Plant:
+    """Something in the program is another thing."""
+    return lambda: mock.patch.object(module, attribute, value)
+
+
+def read_and_deleted(read: Handler) -> Handler:
+    def deleted(store: Store, request: Any) -> Any:
+        rows = read(store, request)
+        for row in rows:
+            store.delete(store.get(Ending, row.number))
+        return rows
+
+    return deleted
+
+
+def fetched_at_any_stage(fetch: Handler) -> Handler:
+    """Whoever asks by id is given what both the index and the application fit."""
+
+    def given(store: Store, request: Any) -> Any:
+        with mock.patch.object(fetches, "may_have", _fits):
+            return fetch(store, request)
+
+    return given
+
+
+def _fits(store: Store, found: Any, known: Any, request: Any) -> bool:
+    bundle, place = found.bundle, found.place
+    return place is not None and known.number == bundle.association and bundle.states[place] in HOLDING
+
+
+@contextmanager
+def ended_at_one_end() -> Iterator[None]:
+    """Old decoys are destroyed here, and the neighbour is not told."""
+    end = decoys.end
+
+    def alone(store: Store, held: Any, why: Any) -> int:
+        with mock.patch.object(revocations, "tell", return_value=None):
+            return end(store, held, why)
+
+    with mock.patch.object(decoys, "RENEWED_AFTER_S", 60), mock.patch.object(decoys, "end", alone):
+        yield
+
+
+@contextmanager
+def told_who_never_had_it() -> Iterator[None]:
+    told = {step: {*stages, Stage.READY} for step, stages in endings.TOLD.items()}
+    with mock.patch.dict(endings.TOLD, told):
+        yield
+
+
+@contextmanager
+def acknowledged_before_the_program_knows() -> Iterator[None]:
+    """A notice is noted, and the program not told."""
+
+    def silent(self: Any, ended: Any) -> None:
+        self._apply(self._subscriber.noted(ended.notice, 0.0))
+
+    with mock.patch.object(subscription.AsyncSubscription, "_end_keys", silent):
+        yield
+
+
+def untold() -> Any:
+    """No step is told to whoever has the key."""
+    return mock.patch.dict(endings.TOLD, clear=True)
+
+
+def never_a_decoy(store: Store, bundle: Any) -> bool:
+    return False
+
+
+REVOKED = ("keys are revoked", "the link is compromised", "an agent is killed", "an application is killed")
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
 LINK_BREAKS = ("the link's connection breaks",)
 AWAY = ("a subscriber is away",)
@@ -288,6 +375,17 @@ CONTROLS = (
         900.0,
         timed=True,
     ),
+    Control("a decoy is supplied as a key", name(keys.marks, "is_decoy", never_a_decoy), deep=True),
+    Control("the far end takes decoys for keys", name(marks, "came_as_decoy", lambda *asked: False), deep=True),
+    Control("old decoys are ended at one end alone", ended_at_one_end, ("the clock jumps",), deep=True),
+    Control(
+        "a decoy alarms nobody", name(server.SupplyServer, "_alarm_of_decoys", lambda *told: None), KILLS, deep=True
+    ),
+    Control("a key is fetched at any stage", handler(fetches.FetchKeys, fetched_at_any_stage), REVOKED, deep=True),
+    Control("a notice is deleted when it is read", handler(endings.EndedKeys, read_and_deleted), REVOKED, deep=True),
+    Control("a notice is noted unseen", acknowledged_before_the_program_knows, REVOKED, deep=True),
+    Control("a compromise is not told to who has its keys", untold, REVOKED, deep=True),
+    Control("who never had a key is told of its end", told_who_never_had_it, REVOKED, deep=True),
 )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from uuid import UUID
 
 import apsw
 import msgspec
@@ -27,13 +28,16 @@ from virtual_disk import LOSSES, PowerLossError
 
 import qkdnode.client.subscription
 import qkdnode.supply.server
-from qkdnode.client import AsyncSubscription, Events
+from qkdnode.client import AsyncSubscription, Events, Key, KeyRefusedError, NoKeyError
 from qkdnode.config import Config, decode_config
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
+from qkdnode.lifecycle.policy import builtin
+from qkdnode.lifecycle.policy.document import KeyClass
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault import requests as ask
+from qkdnode.vault.endings import EndedNoted, HadBefore
 from qkdnode.vault.retirement import FollowRetired, RetireKeys
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
@@ -54,6 +58,8 @@ WATCHER = "watcher"
 WATCHERS = {f"{WATCHER} of {NODES[role]}": role for role in ROLES}
 CREDENTIAL = "root"
 KEY_BITS, CREDIT = 256, 16
+DECOYS = 4
+ALARMED_WITHIN_S = 15.0
 TERMS = Terms(age=40.0, lifetime=300.0, grace=60.0)
 SHORT_TERMS = policy(
     f"max_age_at_release_s = {TERMS.age:.0f}\nlifetime_s = {TERMS.lifetime:.0f}\nretain_key_s = 60\n"
@@ -229,7 +235,9 @@ class Simulation:
         self.loop = SimulationLoop()
         self.loop.set_exception_handler(lambda _, context: self._fault(str(context.get("exception") or context)))
         self.draws = random.Random(seed)
-        self.rules = Rules(self._now, TERMS) if timed else Rules()
+        self.choices = random.Random(f"{seed} applications")  # of their own, so that faults come as they would without
+        self.rules = Rules(self._now, TERMS, notices=True) if timed else Rules(notices=True)
+        self.suspects: dict[str, tuple[AgentLife, float]] = {}  # who was refused a decoy last, by which agent, when
         self.network = Network(self.loop)
         self.network.on_frame = self._on_frame
         self.story: list[str] = []
@@ -264,6 +272,7 @@ class Simulation:
                 stack.enter_context(mock.patch.object(module, name, its))
             for module in (qkdnode.supply.server, qkdnode.client.subscription):
                 stack.enter_context(mock.patch.object(module, "time", clock, create=True))
+            stack.enter_context(mock.patch.object(builtin, "KeyClass", functools.partial(KeyClass, decoys=DECOYS)))
             stack.enter_context(mock.patch.dict(os.environ, {"CREDENTIALS_DIRECTORY": str(provisioned())}))
             try:
                 self.loop.run_until_complete(self._play())
@@ -330,6 +339,7 @@ class Simulation:
             for name, role in WATCHERS.items():
                 self.watchers[name].compare(self._log_size(role), functools.partial(self._leaves_after, role))
             self.rules.check(views)
+            self._check_alarms()
 
     def _is_told(self, name: str) -> bool:
         return len(self.watchers[name].leaves) == self._log_size(WATCHERS[name])
@@ -398,7 +408,9 @@ class Simulation:
         life.spawn(self._consume(role))
 
     async def _consume(self, role: str) -> None:
+        """One run of an application: it takes what comes or, at Bob's end now and then, asks for keys by their ids."""
         place = provisioned()
+        by_id = role == BOB and self.choices.random() < 0.4
         async with AsyncSubscription(
             SUPPLY_AT[role],
             node=place / f"{NODES[role]}.public",
@@ -407,12 +419,63 @@ class Simulation:
             link=LINK,
             size_bits=KEY_BITS,
             credit=CREDIT,
+            pushed=not by_id,
+            on_ended=lambda ended: self.rules.told_of_the_end(role, ended.key_ids),
         ) as subscription:
+            self.lives[APPLICATIONS[role]].spawn(self._pry(role, subscription))
+            if by_id:
+                await self._fetch(role, subscription)
             async for key in subscription:
-                digest = hashlib.sha256(key.material).digest()
-                self.rules.supplied(role, key.id, digest)
-                key.material.release()
+                self._took(role, key)
                 await asyncio.sleep(0.002)
+
+    def _took(self, role: str, key: Key) -> None:
+        self.rules.supplied(role, key.id, hashlib.sha256(key.material).digest())
+        key.material.release()
+
+    async def _fetch(self, role: str, subscription: AsyncSubscription) -> None:
+        """Ask for the keys that the far application has, and for no others."""
+        mine: set[UUID] = set()
+        while True:
+            wanted = [
+                key_id
+                for key_id in sorted(self.rules.supplied_to[other_role(role)].keys() - mine)
+                if key_id not in self.rules.acknowledged[role] and not self.rules.is_out_of_use(role, key_id)
+            ]
+            with contextlib.suppress(NoKeyError):
+                keys, _ = await subscription.fetch_some(wanted[:8], timeout=30.0) if wanted else ([], [])
+                for key in keys:
+                    self._took(role, key)
+                    mine.add(key.id)
+                    key.acknowledge()
+            await asyncio.sleep(0.5)
+
+    async def _pry(self, role: str, subscription: AsyncSubscription) -> None:
+        """Ask for what is nobody's business: ids that are no key's, and decoys."""
+        while True:
+            await asyncio.sleep(self.choices.uniform(2.0, 40.0))
+            decoys = sorted(self.rules.decoys)
+            is_decoy = bool(decoys) and self.choices.random() < 0.7
+            key_id = self.choices.choice(decoys) if is_decoy else UUID(int=self.choices.getrandbits(128))
+            try:
+                await subscription.fetch(key_id, timeout=30.0)
+            except KeyRefusedError:
+                if is_decoy:
+                    self.suspects[role] = (self.lives[role], self.loop.time())
+            except NoKeyError:
+                continue
+            else:
+                self.rules.breaches.append(f"{role} is given {key_id}, which is no key of anybody's")
+
+    def _check_alarms(self) -> None:
+        """Who was refused a decoy has made an alarm, unless the node ended right after."""
+        for role, (life, at_s) in self.suspects.items():
+            if life is not self.lives[role] or self.loop.time() - at_s < ALARMED_WITHIN_S:
+                continue
+            about = f"application/{APPLICATIONS[role]}"
+            alarms = {(alarm.code, alarm.about) for alarm in self._vault(role).call(ask.Alarms())}
+            if ("DECOY", about) not in alarms:
+                self.rules.breaches.append(f"{role}: {about} asked for a decoy, and there is no alarm of it")
 
     def _start_watcher(self, name: str) -> None:
         """A subscriber that knows what it was told, however often it is away."""
@@ -536,8 +599,8 @@ def _at_disk_operation(simulation: Simulation, how: str) -> None:
 DECISIVE = (
     ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
     ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
-    ask.ReservePads, RevokeKeys, FollowRevoked, Compromise, FollowCompromise, MoveRows,
-    RetireKeys, FollowRetired,
+    ask.ReservePads, ask.KeepDecoys, EndedNoted, HadBefore, RevokeKeys, FollowRevoked, Compromise, FollowCompromise,
+    MoveRows, RetireKeys, FollowRetired,
 )  # fmt: skip
 
 

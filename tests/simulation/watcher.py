@@ -6,7 +6,7 @@ from qkdnode.audit import events
 from qkdnode.client import Events, Missed, Occurrence, SignedCheckpoint
 from qkdnode.errors import QkdnodeError
 
-TOPICS = ("*",)
+TOPICS = ("*", "decoys")
 AT_ONCE = 1024
 
 

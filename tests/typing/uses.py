@@ -36,6 +36,7 @@ def fetch(endpoint: str) -> list[UUID]:
             assert_type(key.association, Association)
             assert_type(key.key_class, str)
             ids.append(key.id)
+        assert_type(keys.fetch(ids[0], timeout=1.0), Key)
         assert_type(keys.statistics().subscribed, bool)
         try:
             keys.next(timeout=1.0).acknowledge()

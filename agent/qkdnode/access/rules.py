@@ -30,6 +30,8 @@ class Action(StrEnum):
     KEYS_READ = "keys.read"
     KEYS_REVOKE = "keys.revoke"
     KEYS_KEEP = "keys.keep"
+    DECOYS_READ = "decoys.read"
+    DECOYS_RENEW = "decoys.renew"
     LINK_PAUSE = "link.pause"
     LINK_RESUME = "link.resume"
     NODE_SHUTDOWN = "node.shutdown"
@@ -49,6 +51,7 @@ READS = frozenset(
         Action.DEVICES_READ,
         Action.ALARMS_READ,
         Action.KEYS_READ,
+        Action.DECOYS_READ,
         Action.AUDIT_EXPORT,
         Action.POLICY_READ,
         Action.INVENTORY_READ,
@@ -134,6 +137,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_KEEP}),
         frozenset({Role.SECURITY_OFFICER, Role.MAINTAINER}),
         "stored keys are checked and wrapped anew by who answers for them or keeps the agent",
+    ),
+    Rule(
+        "decoys-are-known-to-one-role",
+        Effect.PERMIT,
+        frozenset({Action.DECOYS_READ, Action.DECOYS_RENEW}),
+        frozenset({Role.SECURITY_OFFICER}),
+        "who answers for the keys knows of decoys, and nobody else: they would be no use",
     ),
     Rule(
         "links-are-run",

@@ -1,12 +1,14 @@
 """Which topics of events a subscriber may have: default deny, and every decision names its rule.
 
 A pattern is the name of a topic (`alarm`, `keys.a-b`), a family (`link.*`: every topic that begins with `link.`), or
-`*` for all. A family does not hold the topic of its own name.
+`*` for all. A family does not hold the topic of its own name. The topic `decoys` must be named: no `*` covers it.
 """
 
 from collections.abc import Iterable, Mapping
 
 import msgspec
+
+from qkdnode.ids import CONFIDENTIAL
 
 ALL = "*"
 FAMILY = ".*"
@@ -21,6 +23,8 @@ class TopicDecision(msgspec.Struct, frozen=True):
 
 def covers(rule: str, pattern: str) -> bool:
     """Whether every topic that `pattern` stands for belongs to `rule` too."""
+    if pattern == CONFIDENTIAL:
+        return rule == pattern
     if rule == ALL:
         return True
     if rule.endswith(FAMILY):

@@ -1,4 +1,4 @@
-"""Verify the receipt of a destroyed key offline, trusting nothing but the node's public key.
+"""Verify the receipt of a destroyed key, or the provenance of a Batch, offline, trusting only the node's public key.
 
 A tool for strangers, as verifier.py is: this one file with Python and `cryptography` is enough.
 `python receipt.py RECEIPT PUBLIC_KEY` prints the verdict; exit status 0 valid, 1 invalid, 2 unreadable.
@@ -14,12 +14,31 @@ A receipt is one JSON object in UTF-8, compact, names sorted, one line:
     read_back    likewise, the entry that tells what was found of deleted data keys in the files; null if there is none
     limits       what the receipt cannot prove, in the words below
 
-What is checked:
+The provenance of a Batch is one JSON object in the same spelling:
+
+    format      "qkdnode-provenance/1"
+    node, peer  the two nodes; `node` is the one that says all of it
+    link        of the Batch
+    batch       its id: session and number
+    record      how it was made, as the entry has it: devices, firmware, software and its digest, QBER, counts of
+                errors, what was disclosed, epsilons, method, secret length, version of the policy
+    made        {"position", "leaf", "proof"}: the entry of the log that tells of it
+    settled     likewise, the entry that tells that both ends have it; null where the first one does
+    checkpoint, public_key  as in a receipt
+    limits      what it cannot prove, in the words below
+    signature   a signed note as a checkpoint is one, of origin "NODE.provenance", size 1, and the root H(0x00 || text),
+                where the text is this object without `signature`, in its one spelling
+
+What is checked of a receipt:
  1. the checkpoint begins with two signatures of the given key, both good: Ed25519 over its text, and ML-DSA-44 over its
     origin, size, root and time;
  2. both entries are in the tree that it signs;
  3. the first one names the key, among those whose ciphertext and data key a step of theirs has deleted;
  4. the second one, if there is one, is about deletions told of at that position, and found nothing of them.
+
+Of the provenance of a Batch: both notes carry two good signatures of the given key, of the right origins; both entries
+are in the tree, about this Batch, its link and node; the record is what the entry says, and the second one says that
+the Batch is settled.
 
 Signatures of other names or keys in the checkpoint are passed over.
 """
@@ -46,6 +65,7 @@ except ImportError:  # the file was copied out of its package
 
 
 FORMAT = "qkdnode-destruction-receipt/1"
+PROVENANCE_FORMAT = "qkdnode-provenance/1"
 MAX_BYTES = 256 * 1024
 KEY_BYTES = 32 + 1312  # Ed25519, ML-DSA-44
 MAX_PROOF = 63
@@ -57,6 +77,18 @@ LIMITS = (
     "that flash memory holds no older state of what was overwritten",
     "that the node tells the truth: it has told this, at this time, and cannot unsay it",
 )
+PROVENANCE_LIMITS = (
+    "that the devices were what they said they were, and that nobody had altered them",
+    "that the model of the devices, on which the length of the key rests, is theirs",
+    "that the software that ran is the one whose digest the node has told",
+    "that the node tells the truth: it has told this, at this time, and cannot unsay it",
+)
+PROVENANCE_FIELDS = {
+    "batch": str, "checkpoint": str, "format": str, "limits": list, "link": str, "made": dict, "node": str, "peer": str,
+    "public_key": str, "record": dict, "settled": (dict, type(None)), "signature": str,
+}  # fmt: skip
+MADE, SETTLED = ("batch.pending", "batch.ready"), ("batch.ready", "batch.settled")
+BATCH = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 FIELDS = {
     "checkpoint": str, "destruction": dict, "format": str, "key_id": str, "limits": list, "opening": str,
     "public_key": str, "read_back": (dict, type(None)),
@@ -89,6 +121,22 @@ class Verdict:
         return self.fault is None
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What the provenance of a Batch shows. `fault` is None if it is valid."""
+
+    batch: str
+    fault: str | None
+    node: str = ""
+    time_ns: int = 0
+    record: dict[str, Any] | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether all of it holds."""
+        return self.fault is None
+
+
 class Fault(Exception):
     """What is wrong with a receipt."""
 
@@ -104,7 +152,7 @@ def write(receipt: dict[str, Any]) -> str:
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """A receipt whose fields are of the right types. AuditUnreadableError if it is none."""
+    """A receipt, or a provenance, whose fields are of the right types. AuditUnreadableError if it is none."""
     if len(data) > MAX_BYTES:
         raise AuditUnreadableError(f"{len(data)} bytes: no receipt is longer than {MAX_BYTES}")
     try:
@@ -114,21 +162,77 @@ def read(data: bytes) -> dict[str, Any]:
             raise AuditUnreadableError("not a receipt: one JSON object, in the one spelling of the format, is expected")
     except (ValueError, RecursionError):
         raise AuditUnreadableError("not a receipt: not JSON in UTF-8") from None
-    if receipt.get("format") != FORMAT or not _fits(receipt, FIELDS):
-        raise AuditUnreadableError(f"not a receipt of format {FORMAT!r}")
-    for entry in (receipt["destruction"], receipt["read_back"]):
+    formats = {
+        FORMAT: (FIELDS, ("destruction", "read_back")),
+        PROVENANCE_FORMAT: (PROVENANCE_FIELDS, ("made", "settled")),
+    }
+    name = receipt.get("format")
+    fields, entries = formats.get(name, ({}, ())) if type(name) is str else ({}, ())
+    if not fields or not _fits(receipt, fields):
+        raise AuditUnreadableError(f"not a receipt of a format of {', '.join(formats)}")
+    for entry in (receipt[name] for name in entries):
         if entry is not None and not _fits(entry, ENTRY):
             raise AuditUnreadableError("not a receipt: an entry is not leaf, position and proof")
     return receipt
 
 
-def verify(data: bytes, public_key: bytes) -> Verdict:
-    """Verify a receipt; `public_key` is known from elsewhere. AuditUnreadableError if it is none."""
+def verify(data: bytes, public_key: bytes) -> Verdict | Provenance:
+    """Verify a receipt or a provenance; `public_key` is known from elsewhere. AuditUnreadableError if it is neither."""
     receipt = read(data)
+    if receipt["format"] == PROVENANCE_FORMAT:
+        try:
+            return _verified_provenance(receipt, public_key)
+        except Fault as fault:
+            return Provenance(receipt["batch"], str(fault))
     try:
         return _verified(receipt, public_key)
     except Fault as fault:
         return Verdict(receipt["key_id"], str(fault))
+
+
+def _verified_provenance(its: dict[str, Any], public_key: bytes) -> Provenance:
+    if its["public_key"] != base64.b64encode(public_key).decode():
+        raise Fault("the public key is not the one that was given")
+    if its["limits"] != list(PROVENANCE_LIMITS):
+        raise Fault("what it cannot prove is not in the words of the format")
+    if not BATCH.fullmatch(its["batch"]):
+        raise Fault("the id of the Batch is not in its one spelling")
+    _demand_origin(its["signature"], f"{its['node']}.provenance")
+    whole = write({name: value for name, value in its.items() if name != "signature"})
+    if _signed(its["signature"], public_key) != (1, hashlib.sha256(b"\x00" + whole.encode()).digest()):
+        raise Fault("the node has signed another record than this")
+    _demand_origin(its["checkpoint"], f"{its['node']}.audit")
+    size, root = _signed(its["checkpoint"], public_key)
+    made = _of_batch(its, its["made"], MADE, size, root)
+    if made["details"] != its["record"] or "bits_out" not in its["record"]:
+        raise Fault("the record is not what the entry says")
+    if its["peer"] != its["record"].get("peer"):
+        raise Fault("the far node is not the one of the record")
+    if its["settled"] is not None:
+        _of_batch(its, its["settled"], SETTLED, size, root)
+    elif made["kind"] != "batch.ready":
+        raise Fault("nothing says that both ends have the Batch")
+    return Provenance(its["batch"], None, its["node"], made["time_ns"], its["record"])
+
+
+def _of_batch(
+    its: dict[str, Any], entry: dict[str, Any], kinds: tuple[str, ...], size: int, root: bytes
+) -> dict[str, Any]:
+    """The event of an entry about the Batch of a provenance."""
+    event = _included(entry, size, root)
+    about = f"batch/{its['link']}/{its['batch']}"
+    if (event.get("type"), event.get("outcome"), event.get("subject")) != ("key", "done", about):
+        raise Fault("an entry is not about this Batch")
+    if event.get("kind") not in kinds or event.get("node") != its["node"]:
+        raise Fault("an entry does not say that the Batch was made, or settled, at this node")
+    if type(event.get("details")) is not dict or type(event.get("time_ns")) is not int:
+        raise Fault("an entry does not say how and when")
+    return event
+
+
+def _demand_origin(note: str, origin: str) -> None:
+    if note.split("\n", 1)[0] != origin:
+        raise Fault(f"a note is not of {origin!r}")
 
 
 def _verified(receipt: dict[str, Any], public_key: bytes) -> Verdict:
@@ -245,10 +349,15 @@ def _base64(text: str) -> bytes | None:
     return data if base64.b64encode(data).decode() == text else None
 
 
-def show(verdict: Verdict) -> str:
+def show(verdict: Verdict | Provenance) -> str:
     """A verdict in words."""
     if not verdict.valid:
         return f"INVALID: {verdict.fault}"
+    if isinstance(verdict, Provenance):
+        facts = [f"  {name}: {value}" for name, value in sorted((verdict.record or {}).items())]
+        told = f"valid: node {verdict.node} has told at {verdict.time_ns} ns since 1970 by its clock how it made Batch"
+        limits = ["this does not prove", *(f"- {limit}" for limit in PROVENANCE_LIMITS)]
+        return "\n".join([f"{told} {verdict.batch}", *facts, *limits])
     lines = [
         f"valid: node {verdict.node} has told that it destroyed its copy of key {verdict.key_id}",
         f"by {METHOD}, with {verdict.happened}, at {verdict.time_ns} ns since 1970 by its clock",

@@ -138,7 +138,7 @@ def _verify_entry(file: Path, key: bytes, witnesses: Sequence[bytes], as_json: b
 @click.option("--key", required=True, help="The node's NAME.public, or its keys in base64.")
 @json_option
 def verify_receipt_command(file: Path, key: str, as_json: bool) -> None:
-    """Verify the receipt of a destroyed key in FILE: exit 0 valid, 1 invalid, 2 unreadable."""
+    """Verify a destroyed key's receipt, or a Batch's provenance, in FILE: exit 0 valid, 1 invalid, 2 unreadable."""
     try:
         with file.open("rb") as opened:
             verdict = receipt.verify(opened.read(receipt.MAX_BYTES + 1), public_key(key))

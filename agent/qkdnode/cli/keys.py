@@ -32,6 +32,7 @@ from qkdnode.wire.control import (
     ScrubStatus,
     ShowKey,
     ShowLineage,
+    ShowProvenance,
 )
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
@@ -152,7 +153,7 @@ def _facts(of: dict[str, Any]) -> list[tuple[str, object]]:
 def revoke(client: Client, key_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
     """Take keys out of use at both ends: neither application gets them from here any more.
 
-    All of them or, if one request fails, none. What an application has already it is told of by the events.
+    All of them or, if one request fails, none. Applications that have them are told in their sessions.
     """
     if len(key_ids) > PAGE_MAX:
         raise click.UsageError(f"{len(key_ids)} keys at once: give at most {PAGE_MAX}")
@@ -234,6 +235,34 @@ def receipt(client: Client, key_id: UUID, out: Path | None, as_json: bool) -> No
         print_json({"file": str(out), "key_id": str(key_id)})
     else:
         click.echo(f"{out}: receipt of key {key_id}")
+
+
+@command.command()
+@click.argument("name", metavar="BATCH|KEY_ID")
+@click.option("--link", default=None, help="Of the Batch, where several links have one of that id.")
+@click.option("--out", default=None, type=click.Path(path_type=Path), help="Write it to this file.")
+@asking
+def provenance(client: Client, name: str, link: str | None, out: Path | None, as_json: bool) -> None:
+    """Give the signed record of how a Batch was made, by its id or that of a key; `audit verify-receipt` verifies it.
+
+    Devices, firmware, session, nodes, QBER, errors, what was disclosed, epsilons, method, length, software, policy.
+    """
+    try:
+        request = ShowProvenance(key_id=UUID(name).bytes)
+    except ValueError:
+        request = ShowProvenance(batch=name, link=link)
+    text: str = client.ask(request).receipt
+    if out is not None:
+        with whole_file(out) as (_, file):
+            file.write(text)
+        print_json({"file": str(out)}) if as_json else click.echo(f"{out}: provenance")
+    elif as_json:
+        click.echo(text, nl=False)
+    else:
+        whole = msgspec.json.decode(text)
+        facts = {name: whole[name] for name in ("batch", "link", "node", "peer")} | whole["record"]
+        console().print(table(("", ""), [(name.replace("_", " "), value) for name, value in facts.items()]))
+        click.echo("signed: give --out FILE for whoever is to verify it")
 
 
 def _show_epochs(state: EpochList, as_json: bool) -> None:

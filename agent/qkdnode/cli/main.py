@@ -28,6 +28,8 @@ COMMANDS = {
     "top": "Show a node live.",
     "demo": "Watch two nodes make keys and hand them to two applications.",
     "events": "Follow what happens at a node.",
+    "decoys": "Show how many decoy keys there are, and renew them.",
+    "fetch": "Fetch keys for an application by their ids.",
     "doctor": "Look for what a node lacks, and say what mends it.",
     "install": "Install the systemd unit, the udev rule and a sample configuration.",
     "provision": "Make the identities and keys that nodes and applications start with.",

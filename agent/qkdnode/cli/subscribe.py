@@ -8,13 +8,15 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import click
 
 from qkdnode.cli.output import is_writable, until_writable
-from qkdnode.client import AsyncSubscription, Key
+from qkdnode.client import AsyncSubscription, EndedKeys, Key
 from qkdnode.native.secret import LockedBuffer
 
+IDS_IN_A_LINE = 64
 LAST_LINE_S = 1.0  # for a reader of the output that is slow, at the end
 
 
@@ -46,18 +48,31 @@ def command(
     count: int,
     salt: str | None,
 ) -> None:
-    """Fetch keys and print a JSON line for each: its id and size, and a salted digest if asked for."""
+    """Fetch keys and print a JSON line for each: its id and size, and a salted digest if asked for.
+
+    And a line for keys that were given before and are out of use now, with what became of them and why.
+    """
     prefix = bytes.fromhex(salt) if salt is not None else None
+    ended: asyncio.Queue[EndedKeys] = asyncio.Queue()
     subscription = AsyncSubscription(
-        endpoint, identity=identity, node=node, remote=remote, link=link, size_bits=size, credit=credit
+        endpoint,
+        identity=identity,
+        node=node,
+        remote=remote,
+        link=link,
+        size_bits=size,
+        credit=credit,
+        on_ended=lambda its: ended.put_nowait(its),
     )
-    received = asyncio.run(_fetch(subscription, count, prefix))
+    received = asyncio.run(_fetch(subscription, count, prefix, ended))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if is_writable(LAST_LINE_S):
         print(json.dumps({"received": received, "rss_mib": round(peak, 1)}), flush=True)
 
 
-async def _fetch(subscription: AsyncSubscription, count: int, salt: bytes | None) -> int:
+async def _fetch(
+    subscription: AsyncSubscription, count: int, salt: bytes | None, ended: "asyncio.Queue[EndedKeys]"
+) -> int:
     """Print keys until `count` of them or a signal; how many.
 
     A signal is taken by the loop. A handler that raises, wherever the program happens to be, can be lost in a callback
@@ -76,12 +91,28 @@ async def _fetch(subscription: AsyncSubscription, count: int, salt: bytes | None
                 return
 
     async with subscription:
-        taking = asyncio.create_task(take())
+        taking, telling = asyncio.create_task(take()), asyncio.create_task(_tell(ended))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
         with suppress(asyncio.CancelledError):
             await taking
+        telling.cancel()
     return received
+
+
+async def _tell(ended: "asyncio.Queue[EndedKeys]") -> None:
+    """Print keys that are out of use, in lines that a pipe takes whole."""
+    while True:
+        its = await ended.get()
+        for start in range(0, len(its.key_ids), IDS_IN_A_LINE):
+            await until_writable()
+            _print_ended(its, its.key_ids[start : start + IDS_IN_A_LINE])
+
+
+def _print_ended(ended: EndedKeys, key_ids: tuple[UUID, ...]) -> None:
+    line = {"ended": list(map(str, key_ids)), "stage": ended.stage, "reason": ended.reason}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def _print(key: Key, salt: bytes | None) -> None:

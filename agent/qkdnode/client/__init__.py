@@ -37,7 +37,9 @@ from qkdnode.client.events import Events, EventsStatistics
 from qkdnode.client.order import Missed, Occurrence, SignedCheckpoint
 from qkdnode.client.subscription import (
     AsyncSubscription,
+    EndedKeys,
     Key,
+    KeyRefusedError,
     NoKeyError,
     Subscription,
     SubscriptionStatistics,
@@ -46,9 +48,11 @@ from qkdnode.client.subscription import (
 
 __all__ = [
     "AsyncSubscription",
+    "EndedKeys",
     "Events",
     "EventsStatistics",
     "Key",
+    "KeyRefusedError",
     "Missed",
     "NoKeyError",
     "Occurrence",

@@ -11,12 +11,18 @@ from qkdnode.errors import AuthenticationError, MemoryLockError, RemoteProtocolE
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.wire.supply import (
+    MAX_FETCHED,
     MAX_IDS,
     Accept,
     Acknowledge,
     Alive,
+    EndedNoted,
+    Fetch,
+    FetchLater,
     FromApplication,
     KeysBody,
+    KeysEnded,
+    NotFetched,
     Open,
     Recorded,
     Refused,
@@ -24,6 +30,7 @@ from qkdnode.wire.supply import (
     Subscribe,
     Subscribed,
     SubscribeRefused,
+    SubscribeToFetch,
     Unknown,
     Unsubscribe,
     association_of,
@@ -53,18 +60,42 @@ class KeyArrived(msgspec.Struct, frozen=True):
     material: SecretBuffer
 
 
+class KeyNotFetched(msgspec.Struct, frozen=True):
+    """The node has no key for this application under an id that was asked for."""
+
+    key_id: KeyId
+
+
+class KeysOutOfUse(msgspec.Struct, frozen=True):
+    """Keys that the application has are to be used no more. Say `noted` once it knows."""
+
+    notice: int
+    association: Association
+    key_ids: tuple[KeyId, ...]
+    stage: str  # such as "compromised", "deactivated", "destroyed"
+    reason: str
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """The node will not supply: asking again will not help."""
 
     reason: str
 
 
-Outcome = Transmit | KeyArrived | Refusal
+Outcome = Transmit | KeyArrived | KeyNotFetched | KeysOutOfUse | Refusal
+
+
+class Asked(msgspec.Struct):
+    """A key that was asked for by its id, and is not answered."""
+
+    request: int
+    said_s: float
 
 
 class Subscriber:
     """Opens, subscribes, and sees to it that each key is reported once, until it is closed.
 
+    A notice of keys that are out of use is reported once, and noted again each time that it comes again after that.
     An id is remembered from its first arrival until the node has journalled its acknowledgement. Repeats are not
     reported, and acknowledged again if the first was. At most 65,536 acknowledged ids wait for that; the oldest goes.
     """
@@ -78,16 +109,20 @@ class Subscriber:
         link: str,
         size_bits: int,
         credit: int,
+        pushed: bool = True,
         draw_into: DrawInto = draw_from_system,
     ) -> None:
         self._application, self._node = application, node
-        self._wanted = Subscribe(remote, link, size_bits, credit)
+        self._wanted = (Subscribe if pushed else SubscribeToFetch)(remote, link, size_bits, credit)
         self._association = Association(application.name, remote, link)
         self._draw_into = draw_into
         self._opening: Opening | None = None
         self._session: Session | None = None
         self._held: set[KeyId] = set()
         self._acknowledged: OrderedDict[KeyId, None] = OrderedDict()
+        self._asked: dict[KeyId, Asked] = {}
+        self._requests = 0
+        self._notices: OrderedDict[int, bool] = OrderedDict()  # that were reported; whether each is noted
         self._alive_s: float | None = None
         self._spoke_s = 0.0
         self._session_discards = 0
@@ -126,6 +161,26 @@ class Subscriber:
             for start in range(0, len(key_ids), MAX_IDS)
         ]
 
+    def fetch(self, key_ids: list[KeyId], now_s: float) -> list[Outcome]:
+        """Ask for keys by their ids until each has arrived or is refused, at once or as soon as there is a session."""
+        for key_id in key_ids:
+            self._asked.setdefault(key_id, Asked(0, now_s))
+        return self._ask(key_ids, now_s)
+
+    def give_up(self, key_ids: list[KeyId]) -> None:
+        """Ask for these no more; one that comes all the same is reported."""
+        for key_id in key_ids:
+            self._asked.pop(key_id, None)
+
+    def noted(self, notice: int, now_s: float) -> list[Outcome]:
+        """The application knows that the keys of a notice are out of use."""
+        self._notices[notice] = True
+        return [self._say(EndedNoted((notice,)), now_s)] if self.subscribed else []
+
+    def holds(self, key_id: KeyId) -> bool:
+        """Whether a key has arrived and is not acknowledged."""
+        return key_id in self._held
+
     def unsubscribe(self, now_s: float) -> list[Outcome]:
         """Ask for no more keys."""
         return [self._say(Unsubscribe(), now_s)] if self.subscribed else []
@@ -149,9 +204,24 @@ class Subscriber:
             return self.connect(now_s)
         if not self.subscribed:
             return [self._say(self._wanted, now_s)] if quiet_s >= ANSWER_WAIT_S else []
+        again = [key_id for key_id, its in self._asked.items() if now_s - its.said_s >= ANSWER_WAIT_S]
+        if again:
+            return self._ask(again, now_s)
         if self._alive_s is not None and quiet_s >= self._alive_s:
             return [self._say(Alive(), now_s)]
         return []
+
+    def _ask(self, key_ids: list[KeyId], now_s: float) -> list[Outcome]:
+        if not self.subscribed:
+            return []
+        said: list[Outcome] = []
+        for start in range(0, len(key_ids), MAX_FETCHED):
+            page = key_ids[start : start + MAX_FETCHED]
+            self._requests = (self._requests + 1) % 2**32
+            for key_id in page:
+                self._asked[key_id] = Asked(self._requests, now_s)
+            said.append(self._say(Fetch(self._requests, tuple([key_id.bytes for key_id in page])), now_s))
+        return said
 
     def _take(self, message: Open | Accept | Refused | Unknown | Sealed, now_s: float) -> list[Outcome]:
         if isinstance(message, Accept):
@@ -189,11 +259,40 @@ class Subscriber:
             for raw in body.key_ids:
                 self._acknowledged.pop(KeyId(bytes=raw), None)
         elif isinstance(body, Subscribed):
-            self.subscribed = True
+            began, self.subscribed = not self.subscribed, True
             self._alive_s = body.alive_ms / 1000
+            # Nobody sends a fetched key again unasked: an acknowledgement that was lost is made up for by asking.
+            unsure = [] if isinstance(self._wanted, Subscribe) else list(self._acknowledged)
+            return self._ask([*self._asked, *unsure], now_s) if began else []
+        elif isinstance(body, KeysEnded):
+            return self._take_notice(body, now_s)
+        elif isinstance(body, NotFetched):
+            return self._take_refusal(body)
+        elif isinstance(body, FetchLater):
+            self.failure = f"node {self._node.name} was asked for keys too often: it is asked again"
         elif isinstance(body, SubscribeRefused):
             return [Refusal(body.reason)]
         return []
+
+    def _take_notice(self, body: KeysEnded, now_s: float) -> list[Outcome]:
+        noted = self._notices.get(body.notice)
+        if noted is not None:
+            return self.noted(body.notice, now_s) if noted else []
+        self._notices[body.notice] = False
+        while len(self._notices) > REMEMBERED_IDS:
+            self._notices.popitem(last=False)
+        ids = tuple([KeyId(bytes=raw) for raw in body.key_ids])
+        return [KeysOutOfUse(body.notice, self._association, ids, body.stage, body.reason)]
+
+    def _take_refusal(self, body: NotFetched) -> list[Outcome]:
+        """An answer to what was asked last; an earlier one says nothing any more."""
+        refused = [KeyId(bytes=raw) for raw in body.key_ids]
+        refused = [key_id for key_id in refused if (its := self._asked.get(key_id)) and its.request == body.request]
+        self.give_up(refused)
+        unknown = [key_id for key_id in refused if key_id not in self._acknowledged]
+        for key_id in refused:
+            self._acknowledged.pop(key_id, None)  # the node has it no more
+        return [KeyNotFetched(key_id) for key_id in unknown]
 
     def _take_keys(self, body: KeysBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
         """Report the keys that are new, acknowledge again what was acknowledged; the material stays the caller's."""
@@ -207,6 +306,7 @@ class Subscriber:
                 key_id = KeyId(bytes=raw)
                 if key_id in self._held or key_id in self._acknowledged:
                     self.repeated += 1
+                    self._asked.pop(key_id, None)
                     again += [key_id] * (key_id in self._acknowledged)
                     continue
                 try:
@@ -216,6 +316,7 @@ class Subscriber:
                     self.failure = str(error)  # this key and those behind it come again
                     break
                 self._held.add(key_id)
+                self._asked.pop(key_id, None)
                 outcomes.append(KeyArrived(key_id, association, body.size_bits, body.key_class, own))
         return outcomes + (self.acknowledge(again, now_s) if again else [])
 

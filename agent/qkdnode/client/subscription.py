@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -15,7 +15,7 @@ import msgspec
 from qkdnode.channel.dialler import Dialler
 from qkdnode.channel.identity import load_identity, load_public_node
 from qkdnode.channel.socket import Limits
-from qkdnode.client.subscriber import KeyArrived, Outcome, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, KeysOutOfUse, Outcome, Refusal, Subscriber, Transmit
 from qkdnode.errors import AccessDeniedError, ConfigError, QkdnodeError, SupplyError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
@@ -33,6 +33,12 @@ class NoKeyError(SupplyError, TimeoutError):
     """No key came within the timeout."""
 
     code = "NO_KEY"
+
+
+class KeyRefusedError(SupplyError):
+    """The node has no key for this application under an id: there is none, not yet, no more, or it is not for it."""
+
+    code = "KEY_REFUSED"
 
 
 class SubscriptionStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,15 +83,30 @@ class Key:
     ) -> None:
         self.material.release()
 
+    def acknowledge_by(self, acknowledge: Callable[[KeyId], None]) -> None:
+        """Have acknowledgements go another way."""
+        self._acknowledge = acknowledge
+
     def __repr__(self) -> str:
         return f"<Key {self.id} of {self.size_bits} bits, {self.association}>"
+
+
+class EndedKeys(msgspec.Struct, frozen=True):
+    """Keys that this application has and is to use no more: what became of them at the node, and why."""
+
+    association: Association
+    key_ids: tuple[KeyId, ...]
+    stage: str  # "compromised": hold what they protect as known; "deactivated", "destroyed": protect nothing new
+    reason: str
 
 
 class AsyncSubscription:
     """Keys as they come, in an event loop: `async with AsyncSubscription(...) as keys: async for key in keys: ...`.
 
     `timeout` seconds without a key is a NoKeyError; None waits for ever. AccessDeniedError if the node refuses;
-    SupplyError if it does not prove to be the node of the .public file.
+    SupplyError if it does not prove to be the node of the .public file. Without `pushed` only keys come that are
+    fetched by their ids. `on_ended` is called, in the loop, with keys that are out of use since they were given; once
+    it returns the node tells them no more. Without it they stay to be told to whoever comes after.
     """
 
     def __init__(
@@ -99,6 +120,8 @@ class AsyncSubscription:
         size_bits: int = 256,
         credit: int = 64,
         timeout: float | None = None,
+        pushed: bool = True,
+        on_ended: Callable[[EndedKeys], None] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         if not 8 <= size_bits <= MAX_KEY_BITS or size_bits % 8:
@@ -109,9 +132,11 @@ class AsyncSubscription:
         self._node = load_public_node(node)
         self._identity = load_identity(identity)
         self._subscriber = Subscriber(
-            self._identity, self._node, remote=remote, link=link, size_bits=size_bits, credit=credit
+            self._identity, self._node, remote=remote, link=link, size_bits=size_bits, credit=credit, pushed=pushed
         )
         self._arrived: deque[Key] = deque()
+        self._on_ended = on_ended
+        self._fetching: dict[KeyId, asyncio.Future[Key | None]] = {}
         self._last: Key | None = None
         self._unsaid: deque[KeyId] = deque()
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -186,6 +211,60 @@ class AsyncSubscription:
         self._keys += len(keys)
         return keys
 
+    async def fetch(self, key_id: KeyId, timeout: float | None = None) -> Key:
+        """The key of an id, which the far end has told; `timeout` as in `next`. It is acknowledged by its own method.
+
+        KeyRefusedError if the node has none for this application, whatever the reason; NoKeyError after the timeout.
+        """
+        keys, _ = await self.fetch_some([key_id], timeout)
+        if not keys:
+            raise KeyRefusedError(
+                f"node {self._node.name} has no key {key_id} for {self._identity.name}: there is none, not yet, or no "
+                "more, or it is not for this application and size"
+            )
+        return keys[0]
+
+    async def fetch_some(self, key_ids: Iterable[KeyId], timeout: float | None = None) -> tuple[list[Key], list[KeyId]]:
+        """The keys of some ids, and the ids that the node refuses; `timeout` as in `next`."""
+        self._raise_failure()
+        wanted = list(dict.fromkeys(key_ids))
+        found = {key.id: key for key in self._arrived if key.id in wanted}
+        self._arrived = deque(key for key in self._arrived if key.id not in found)
+        left = [key_id for key_id in wanted if key_id not in found]
+        try:
+            for key_id in left:
+                if key_id in self._fetching or self._subscriber.holds(key_id):
+                    raise SupplyError(f"key {key_id} is asked for already, or was given to this program")
+            found |= await self._fetch(left, self._timeout if timeout is None else timeout)
+        except BaseException:
+            self._arrived.extend(found.values())
+            raise
+        self._keys += len(found)
+        keys = [found[key_id] for key_id in wanted if key_id in found]
+        return keys, [key_id for key_id in wanted if key_id not in found]
+
+    async def _fetch(self, key_ids: list[KeyId], timeout: float | None) -> dict[KeyId, Key]:
+        waiting = {key_id: asyncio.get_running_loop().create_future() for key_id in key_ids}
+        self._fetching |= waiting
+        self._flush()
+        self._apply(self._subscriber.fetch(key_ids, time.monotonic()))
+        try:
+            async with asyncio.timeout(timeout):
+                keys = await asyncio.gather(*waiting.values())
+        except BaseException as error:
+            for one in waiting.values():  # what has come all the same is given later
+                if one.done() and not one.cancelled() and one.exception() is None and one.result() is not None:
+                    self._arrived.append(one.result())
+            if isinstance(error, TimeoutError):
+                text = f"{len(key_ids)} keys asked for by id at {self._endpoint} are not answered within {timeout:g} s"
+                raise NoKeyError(f"{text}: {self._state()}") from None
+            raise
+        finally:
+            self._subscriber.give_up(key_ids)
+            for key_id in key_ids:
+                self._fetching.pop(key_id, None)
+        return {key.id: key for key in keys if key is not None}
+
     def statistics(self) -> SubscriptionStatistics:
         """The counts now."""
         machine = self._subscriber
@@ -214,6 +293,7 @@ class AsyncSubscription:
             await self._dialler.close()
         self._subscriber.disconnect()
         self._identity.release()
+        self._end_fetches(SupplyError(f"the subscription at {self._endpoint} is closed"))
         for key in self._arrived:
             key.material.release()
         self._arrived.clear()
@@ -271,10 +351,38 @@ class AsyncSubscription:
                 case Transmit(frame):
                     self._send(frame)
                 case KeyArrived():
-                    self._arrived.append(Key(outcome, self.acknowledge))
-                    self._wake()
+                    self._give(Key(outcome, self.acknowledge))
+                case KeysOutOfUse():
+                    self._end_keys(outcome)
+                case KeyNotFetched(key_id):
+                    if (asked := self._fetching.get(key_id)) is not None and not asked.done():
+                        asked.set_result(None)
                 case Refusal(reason):
                     self._fail(AccessDeniedError(f"node {self._node.name} refuses {self._identity.name}: {reason}"))
+
+    def _end_keys(self, ended: KeysOutOfUse) -> None:
+        """Hand out none of these that waits here, and tell the program."""
+        for key in [key for key in self._arrived if key.id in ended.key_ids]:
+            self._arrived.remove(key)
+            key.material.release()
+        if self._on_ended is None:
+            return
+        try:
+            self._on_ended(EndedKeys(ended.association, ended.key_ids, ended.stage, ended.reason))
+        except Exception as error:
+            failure = SupplyError(f"`on_ended` failed with {error!r}: the node tells of these keys again")
+            failure.__cause__ = error
+            self._fail(failure)
+            return
+        self._apply(self._subscriber.noted(ended.notice, time.monotonic()))
+
+    def _give(self, key: Key) -> None:
+        asked = self._fetching.get(key.id)
+        if asked is not None and not asked.done():
+            asked.set_result(key)
+        else:
+            self._arrived.append(key)
+            self._wake()
 
     def _send(self, frame: bytes) -> None:
         if self._dialler is not None and self._dialler.connected:
@@ -283,7 +391,13 @@ class AsyncSubscription:
 
     def _fail(self, failure: QkdnodeError) -> None:
         self._failure = failure
+        self._end_fetches(failure)
         self._wake()
+
+    def _end_fetches(self, failure: QkdnodeError) -> None:
+        for asked in self._fetching.values():
+            if not asked.done():
+                asked.set_exception(failure)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -359,6 +473,18 @@ class Subscription:
         self._last = self._taken.popleft()
         return self._last
 
+    def fetch(self, key_id: KeyId, timeout: float | None = None) -> Key:
+        """The key of an id that the far end has told, as AsyncSubscription.fetch; acknowledge it by its own method."""
+        if self._closed:
+            raise SupplyError("the subscription is closed")
+        for taken in self._taken:
+            if taken.id == key_id:
+                self._taken.remove(taken)
+                return taken
+        key = self._call(self._inner.fetch(key_id, timeout))
+        key.acknowledge_by(self._acknowledge)
+        return key
+
     def statistics(self) -> SubscriptionStatistics:
         """The counts now."""
         return self._inner.statistics()
@@ -383,7 +509,7 @@ class Subscription:
         await self._inner.wait(timeout)
         keys = self._inner.take()
         for key in keys:
-            key._acknowledge = self._acknowledge
+            key.acknowledge_by(self._acknowledge)
         self._taken.extend(keys)
 
     def _acknowledge(self, key_id: KeyId) -> None:
@@ -430,10 +556,14 @@ def subscribe(
     size_bits: int = 256,
     credit: int = 64,
     timeout: float | None = None,
+    pushed: bool = True,
+    on_ended: Callable[[EndedKeys], None] | None = None,
 ) -> Subscription:
     """Subscribe to keys shared with the application `remote` by way of `link`; see the package's example.
 
-    At most `credit` keys are sent ahead of their acknowledgement. The errors are those of AsyncSubscription.
+    At most `credit` keys are sent ahead of their acknowledgement. Without `pushed` only keys come that are fetched by
+    their ids. `on_ended` is called, in a thread of the subscription, with keys that are out of use since they were
+    given. The errors are those of AsyncSubscription.
     """
     return Subscription(
         AsyncSubscription(
@@ -445,5 +575,7 @@ def subscribe(
             size_bits=size_bits,
             credit=credit,
             timeout=timeout,
+            pushed=pushed,
+            on_ended=on_ended,
         )
     )

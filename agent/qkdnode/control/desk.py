@@ -9,11 +9,13 @@ has to see it. A stop is done then too, told of in the agent's own log, and coun
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from qkdnode.access.confidential import CONFIDENTIAL_ALARMS, may_know
 from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
@@ -21,11 +23,12 @@ from qkdnode.access.tally import Tally
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.control.receipts import destruction_receipt
-from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
+from qkdnode.errors import AccessDeniedError, ControlError, QkdnodeError, RemoteProtocolError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.vault import epochs, extract, inventory, lineage, retirement, revocations, scopes, scrub
+from qkdnode.vault import decoys, epochs, extract, inventory, lineage, retirement, revocations, scopes, scrub
 from qkdnode.vault.proofs import ProveEntry
+from qkdnode.vault.provenance import ShowProvenance
 from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
@@ -57,6 +60,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Epochs: Action.STATUS_READ,
     wire.RewrapKeys: Action.KEYS_KEEP,
     wire.DestructionReceipt: Action.KEYS_READ,
+    wire.ShowProvenance: Action.KEYS_READ,
+    wire.Decoys: Action.DECOYS_READ,
+    wire.RenewDecoys: Action.DECOYS_RENEW,
     wire.Pause: Action.LINK_PAUSE,
     wire.Resume: Action.LINK_RESUME,
     wire.Shutdown: Action.NODE_SHUTDOWN,
@@ -118,7 +124,10 @@ class Desk:
                     unjournalled = await self._journal_a_stop(topic, details)
                 else:
                     await self._journal(topic[0], "allowed", details)
-            answer = await HANDLERS[type(request)](self, request, operator)
+            try:
+                answer = await HANDLERS[type(request)](self, request, operator)
+            finally:
+                await self._look_for_decoys(request, operator)
             if unjournalled and isinstance(answer, wire.Acted):
                 answer = msgspec.structs.replace(answer, detail=f"{answer.detail}; {unjournalled}"[:MAX_TEXT])
         except QkdnodeError as error:
@@ -192,6 +201,26 @@ class Desk:
         if wait_s:
             await asyncio.sleep(wait_s)
 
+    async def _look_for_decoys(self, request: Request, operator: Operator) -> None:
+        """Who names a decoy is answered as for a key, and who answers for the keys is told of it."""
+        ids = _ids_of(request)
+        if not ids:
+            return
+        with suppress(QkdnodeError):
+            suspects: decoys.Suspects = await self._ask(decoys.WhichDecoys(key_ids=ids))
+            if suspects.names:
+                how = ACTIONS[type(request)]
+                told = f"{how} of {len(suspects.names)}, such as {suspects.names[0]}; roles {', '.join(operator.roles)}"
+                self._port.decoy(f"operator/{operator.name}", told)
+
+    async def _decoys(self, _: wire.Decoys, __: Operator) -> Answer:
+        return _decoy_list(await self._ask(decoys.Decoys()))
+
+    async def _renew_decoys(self, _: wire.RenewDecoys, operator: Operator) -> Answer:
+        ended: int = await self._ask(decoys.EndDecoys(by=operator.name))
+        self._port.revoked(())
+        return wire.Acted(changed=ended > 0, detail=f"{ended} decoys are ended; new ones are made as stock allows")
+
     # --- what each request does ------------------------------------------------------------------------------------
 
     async def _status(self, _: wire.Status, __: Operator) -> Answer:
@@ -203,12 +232,14 @@ class Desk:
     async def _devices(self, _: wire.Devices, __: Operator) -> Answer:
         return wire.DeviceList(devices=await self._port.devices())
 
-    async def _alarms(self, request: wire.Alarms, _: Operator) -> Answer:
-        alarms = await self._port.alarms()
+    async def _alarms(self, request: wire.Alarms, operator: Operator) -> Answer:
+        alarms = await self._port.alarms(may_know(operator.roles))
         until = request.after + request.limit
         return wire.AlarmPage(alarms=alarms[request.after : until], next=until if until < len(alarms) else None)
 
     async def _acknowledge(self, request: wire.Acknowledge, operator: Operator) -> Answer:
+        if request.code in CONFIDENTIAL_ALARMS and not may_know(operator.roles):
+            raise ControlError(f"there is no alarm {request.code} of {request.subject!r}: see `qkdnode alarms`")
         changed = await self._port.acknowledge(request.code, request.subject, operator.name)
         about = f"{request.code} of {request.subject}"
         return wire.Acted(changed=changed, detail=f"{about} is acknowledged" if changed else f"{about} was so already")
@@ -296,6 +327,11 @@ class Desk:
     async def _receipt(self, request: wire.DestructionReceipt, _: Operator) -> Answer:
         key_id = UUID(bytes=request.key_id)
         return wire.Receipt(receipt=destruction_receipt(key_id, await self._ask(Destruction(key_id=key_id))))
+
+    async def _provenance(self, request: wire.ShowProvenance, _: Operator) -> Answer:
+        key_id = None if request.key_id is None else UUID(bytes=request.key_id)
+        asked = ShowProvenance(batch=request.batch, link=request.link, key_id=key_id)
+        return wire.Receipt(receipt=await self._ask(asked))
 
     async def _prove(self, request: wire.ProveEntry, _: Operator) -> Answer:
         return wire.Receipt(receipt=await self._ask(ProveEntry(position=request.position)))
@@ -423,6 +459,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Epochs: Desk._epochs,
     wire.RewrapKeys: Desk._rewrap,
     wire.DestructionReceipt: Desk._receipt,
+    wire.ShowProvenance: Desk._provenance,
+    wire.Decoys: Desk._decoys,
+    wire.RenewDecoys: Desk._renew_decoys,
     wire.Pause: Desk._pause,
     wire.Resume: Desk._resume,
     wire.Shutdown: Desk._shutdown,
@@ -443,6 +482,29 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
 }
 
 
+def _ids_of(request: Request) -> tuple[UUID, ...]:
+    """The keys that a request names by their ids."""
+    one: bytes | None = getattr(request, "key_id", None)
+    return tuple(UUID(bytes=raw) for raw in getattr(request, "key_ids", () if one is None else (one,)))
+
+
+def _decoy_list(counts: tuple[decoys.DecoyCount, ...]) -> wire.DecoyList:
+    return wire.DecoyList(
+        decoys=tuple(
+            wire.DecoyEntry(
+                local=its.association.local,
+                remote=its.association.remote,
+                link=its.association.source,
+                key_class=its.key_class,
+                size_bits=its.size_bits,
+                keys=its.keys,
+                oldest_ns=its.oldest_ns,
+            )
+            for its in counts
+        )
+    )
+
+
 def _who(operator: Operator, uid: int) -> Details:
     """What leaves of access tell of an operator: the kernel says which user asks, and there is no other source."""
     return {"fingerprint": fingerprint(operator.identity), "source": f"uid {uid}"}
@@ -459,6 +521,8 @@ def _particulars(request: Request) -> Details:
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id) | wire.ShowLineage(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):
             return {"key": str(UUID(bytes=key_id))}
+        case wire.ShowProvenance(batch=batch, key_id=key):
+            return {"batch": (batch or "")[:64]} if key is None else {"key": str(UUID(bytes=key))}
         case wire.PolicyApply(document=document, repeats=repeats, approvals=approvals):
             what: Details = {"approvals": len(approvals)}
             return what | ({"document": document_digest(document).hex()} if repeats is None else {"repeats": repeats})

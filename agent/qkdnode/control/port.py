@@ -28,7 +28,10 @@ class NodePort(msgspec.Struct, frozen=True):
     status: Callable[[], Awaitable[NodeStatus]]
     links: Callable[[], Awaitable[tuple[LinkStatus, ...]]]
     devices: Callable[[], Awaitable[tuple[DeviceStatus, ...]]]
-    alarms: Callable[[], Awaitable[tuple[dict[str, Any], ...]]]  # all, oldest first; plain values
+    alarms: Callable[
+        [bool], Awaitable[tuple[dict[str, Any], ...]]
+    ]  # oldest first; confidential ones too?; plain values
+    decoy: Callable[[str, str], None]  # who has asked for one, and how
     acknowledge: Callable[[str, str, str], Awaitable[bool]]  # code, subject, by
     revoked: Callable[[tuple[str, ...]], None]  # keys were; on these links all of a scope: neighbours are told at once
     pause: Callable[[str, str], Awaitable[bool]]  # link, by

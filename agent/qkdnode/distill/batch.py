@@ -292,6 +292,7 @@ class Machine:
             m_x=tally.m_x,
             windows=tally.windows,
             efficiency=batch.ledger.efficiency(sum(tally.n_z), tally.qber_z),
+            ledger=batch.ledger.totals(),
         )
 
     def batch_id(self, batch: Batch) -> BatchId:

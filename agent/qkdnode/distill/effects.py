@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qkdnode.ids import BatchId
 from qkdnode.native.secret import SecretBuffer, WorkingBuffer
+from qkdnode.secrecy.ledger import LedgerTotals
 from qkdnode.wire.messages import BatchAnswer, BatchCommit, Message
 
 
@@ -180,6 +181,7 @@ class BatchFacts(msgspec.Struct, frozen=True):
     m_x: tuple[int, ...]
     windows: int
     efficiency: float
+    ledger: LedgerTotals
 
 
 class JournalPending(Effect, frozen=True):

@@ -44,6 +44,7 @@ from qkdnode.wire.messages import (
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
 RETRY_S = 0.5  # after a NOT_SETTLED
+DECOYS_AGAIN_S = 60.0  # after there was no stock for them
 DENIED_S = 60.0  # no key is cut for who was denied some, until then or until the peer says something new of them
 RESEND_S = 5.0  # an entry that the peer could not journal is sent again
 SWEEP_S = 2.5  # how often the whole outbox is looked at for those
@@ -102,6 +103,7 @@ class Agreement:
         self._room_since: dict[tuple[str, str], int] = {}
         self._retry_at_ns = 0
         self._in_stock = True
+        self._decoys_after_ns = 0
         self._allocating = True
         self._goodbye_sent = False
         self._announced_ns = 0
@@ -319,6 +321,8 @@ class Agreement:
                 continue
             if self._link.around.monotonic_ns() < self._denied.get(key, 0):
                 continue
+            if (its.decoys or its.old_decoys) and not await self._keep_decoys(local, its):
+                return
             allowed = min(local.credit, remote.credit) // 2 or 1
             room = min(allowed - its.outstanding, its.room, ALLOCATE_AT_MOST)
             if not self._is_time(key, room, allowed):
@@ -341,6 +345,31 @@ class Agreement:
             except NoEntropyError as error:
                 self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
                 return
+
+    async def _keep_decoys(self, local: LocalSubscription, its: ask.Entitlement) -> bool:
+        """Cut decoys that are missing, end old ones; whether there are random numbers and stock for more."""
+        if self._link.around.monotonic_ns() < self._decoys_after_ns:
+            return True
+        try:
+            with self._link.around.draw(16 * max(1, its.decoys)) as ids, memoryview(ids) as view:
+                entropy = view.tobytes()[: 16 * its.decoys]
+            await self._ask(
+                ask.KeepDecoys(
+                    association=local.association, count=its.decoys, size_bits=local.size_bits, entropy=entropy
+                )
+            )
+        except (OutOfStockError, PolicyDeniedError):
+            # What stock there is goes to the applications; or the policy was switched meanwhile.
+            self._decoys_after_ns = self._link.around.monotonic_ns() + round(DECOYS_AGAIN_S * 1e9)
+        except EntropyShortError:
+            return False
+        except NoEntropyError as error:
+            self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
+            return False
+        else:
+            if its.old_decoys:
+                self.revoked()
+        return True
 
     def _is_time(self, key: tuple[str, str], room: int, allowed: int) -> bool:
         """Whether to allocate into this room, or to wait until there is more: keys cut together cost far less."""

@@ -7,6 +7,8 @@ ABANDONED once his answer stands in his.
 import asyncio
 from typing import Any, Protocol
 
+import msgspec
+
 from qkdnode.authentication.pool import AuthKeyPool
 from qkdnode.authentication.session import Session, State
 from qkdnode.distill import effects as fx
@@ -205,6 +207,10 @@ class Settlement:
                 "efficiency": facts.efficiency,
                 "n_z": sum(facts.n_z),
                 "n_x": sum(facts.n_x),
+                "m_z": sum(facts.m_z),
+                "m_x": sum(facts.m_x),
+                **{f"ledger_{name}": bits for name, bits in msgspec.structs.asdict(facts.ledger).items()},
                 "software": f"qkdnode {self._software}",
+                **self._link.around.origins(self._devices),
             },
         )

@@ -19,3 +19,5 @@ class Surroundings(msgspec.Struct, frozen=True):
     notify_supply: Callable[[str], None]  # an application's outbox may have grown
     monotonic_ns: Callable[[], int]
     log: Any
+    # What is known of devices and of the software, for the records of Batches that they make.
+    origins: Callable[[tuple[str, ...]], dict[str, str]] = lambda devices: {}

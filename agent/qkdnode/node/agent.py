@@ -87,7 +87,7 @@ class Agent:
         self._retiring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._algorithms: AlgorithmWatch
-        self._assets: Assets
+        self._assets: Assets | None = None
         self._rechecking: asyncio.Task[None] | None = None
         self._comparing: asyncio.Task[None] | None = None
         self._started = self._stopping = False
@@ -164,6 +164,7 @@ class Agent:
                 on_refused=partial(self._refused, section.name),
                 recorder=self._recorder,
                 log=self._log,
+                origins=lambda devices: {} if self._assets is None else self._assets.origins(devices),
             )
             self._links[section.name] = link
             if section.name in paused:
@@ -331,6 +332,7 @@ class Agent:
             on_delivered=self._delivered,
             may_release=self._may_release,
             peer_reachable=self._is_current,
+            on_decoy=partial(self._recorder.alarm, AlarmCode.DECOY),
         )
         await self._supply.start(self._config.supply.listen)
 
@@ -396,6 +398,7 @@ class Agent:
     @property
     def assets(self) -> Assets:
         """What the node consists of."""
+        assert self._assets is not None
         return self._assets
 
     @property

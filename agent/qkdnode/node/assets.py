@@ -7,6 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from qkdnode import __version__
+from qkdnode.audit.events import MAX_DETAIL_CHARACTERS
 from qkdnode.config import AssetSection, Config
 from qkdnode.device.identity import DeviceInfo
 from qkdnode.errors import VaultError
@@ -73,6 +74,14 @@ class Assets:
         config = self._config()
         found = (*_configured(config), *self._devices(), *self._software)
         return tuple(sorted((_owned(asset, config.asset) for asset in found), key=lambda its: (its.kind, its.name)))
+
+    def origins(self, serials: tuple[str, ...]) -> dict[str, str]:
+        """Firmware of devices, and the digest of this software: what is known of them by now."""
+        names = {shown(serial, MAX_NAME_CHARACTERS) for serial in serials}
+        firmware = [f"{its.name} {its.version}" for its in self._devices() if its.name in names and its.version]
+        digest = next((its.digest for its in self._software if its.name == "qkdnode" and its.digest), None)
+        known = {"firmware": "; ".join(firmware)[:MAX_DETAIL_CHARACTERS], "software_digest": digest or ""}
+        return {name: value for name, value in known.items() if value}
 
     def unused(self, assets: Iterable[Asset]) -> tuple[str, ...]:
         """Tables of the configuration that fit none of these."""

@@ -146,6 +146,7 @@ class NodeControl:
             links=self.link_statuses,
             devices=self.device_statuses,
             alarms=self.alarms,
+            decoy=lambda subject, detail: self._recorder.alarm(AlarmCode.DECOY, subject, detail),
             acknowledge=self.acknowledge,
             revoked=self.revoked,
             pause=self.pause,
@@ -222,9 +223,9 @@ class NodeControl:
             )
         return tuple(found)
 
-    async def alarms(self) -> tuple[dict[str, Any], ...]:
+    async def alarms(self, confidential: bool = False) -> tuple[dict[str, Any], ...]:
         """Every alarm as plain values, with its advice."""
-        return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all())
+        return tuple(msgspec.to_builtins(alarm) for alarm in self._recorder.alarms.all(confidential=confidential))
 
     async def assets(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
         """Every asset, and the tables of the configuration that fit none."""

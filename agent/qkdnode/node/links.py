@@ -84,6 +84,7 @@ async def open_link(
     on_refused: Callable[[str], None],
     recorder: Recorder,
     log: Any,
+    origins: Callable[[tuple[str, ...]], dict[str, str]],
 ) -> NodeLink:
     """Make a link from its section: import its pair key, connect, read its durable state, name its associations."""
     await _import_pair(section, config.node.name, base, ask_vault, log)
@@ -129,6 +130,7 @@ async def open_link(
             notify_supply=notify_supply,
             monotonic_ns=world.monotonic_ns,
             log=log,
+            origins=origins,
         ),
         software=__version__,
         peer_log_key=peer.log_key,

@@ -24,7 +24,7 @@ from qkdnode.errors import (
     VaultUnansweredError,
 )
 from qkdnode.vault import requests as ask
-from qkdnode.watch.alarms import KINDS, Alarm, AlarmCode, Alarms, AlarmState, Update
+from qkdnode.watch.alarms import CONFIDENTIAL, KINDS, Alarm, AlarmCode, Alarms, AlarmState, Update
 
 LOOK_S = 1.0
 DETAIL_CHARACTERS = 200
@@ -107,7 +107,8 @@ class Recorder:
         """Raise an alarm under its own code or that of an error."""
         known = ALARM_OF_ERROR.get(code, code)
         self._has_failed = self._has_failed or known in ENDED_BY_WRITING
-        if self.alarms.raise_(known, subject, detail):
+        # A confidential one waits for the next look: the time of its leaf tells nobody what they have asked for.
+        if self.alarms.raise_(known, subject, detail) and known not in CONFIDENTIAL:
             self._news.set()
 
     def clear(self, code: str, subject: str | None = None, *, quiet_ns: int = 0) -> None:
@@ -162,6 +163,8 @@ class Recorder:
         await self.store_alarms(everything=True)
 
     def _report(self, alarm: Alarm) -> None:
+        if alarm.code in CONFIDENTIAL:
+            return
         self._log.warning(
             "alarm",
             code=alarm.code,
@@ -184,10 +187,12 @@ class Recorder:
                 left = replace(left, acknowledged=False)
             if update.cleared:
                 await self._ask(_cleared(update.alarm))
-                self._log.info("alarm cleared", code=update.alarm.code, subject=update.alarm.subject)
+                if update.alarm.code not in CONFIDENTIAL:
+                    self._log.info("alarm cleared", code=update.alarm.code, subject=update.alarm.subject)
         except (VaultError, AuditError) as error:
             self.alarms.put_back(left)
-            self._failed(f"alarm {update.alarm.code}", error)
+            shown = "" if update.alarm.code in CONFIDENTIAL else f" {update.alarm.code}"
+            self._failed(f"alarm{shown}", error)
         else:
             self._wrote()
 

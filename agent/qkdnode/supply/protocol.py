@@ -13,12 +13,19 @@ from qkdnode.channel.session import DrawInto, Session, accept
 from qkdnode.errors import AuthenticationError, LocalProtocolError, NoEntropyError, RemoteProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault.endings import Ended
 from qkdnode.vault.requests import Delivery
 from qkdnode.wire.supply import (
     MAX_CREDIT,
     Acknowledge,
     Alive,
+    EndedNoted,
+    Fetch,
+    FetchLater,
+    FromApplication,
     FromNode,
+    KeysEnded,
+    NotFetched,
     Open,
     Recorded,
     Refused,
@@ -26,6 +33,7 @@ from qkdnode.wire.supply import (
     Subscribe,
     Subscribed,
     SubscribeRefused,
+    SubscribeToFetch,
     Unknown,
     Unsubscribe,
     decode_from_application,
@@ -52,6 +60,14 @@ class SubscriptionWanted(msgspec.Struct, frozen=True):
     association: Association
     size_bits: int
     credit: int
+    pushes: bool = True  # keys are sent unasked
+
+
+class KeysWanted(msgspec.Struct, frozen=True):
+    """Look for these keys of the subscription, then call `send_keys`, `refuse_keys`, or `answer_later`."""
+
+    request: int
+    key_ids: tuple[KeyId, ...]
 
 
 class KeysAcknowledged(msgspec.Struct, frozen=True):
@@ -61,9 +77,15 @@ class KeysAcknowledged(msgspec.Struct, frozen=True):
 
 
 class NotSent(msgspec.Struct, frozen=True):
-    """The application acknowledged so many keys that it was not sent: nothing was done about them."""
+    """The application acknowledged keys that it was not sent: nothing was done about them."""
 
-    keys: int
+    key_ids: tuple[KeyId, ...]
+
+
+class EndingsNoted(msgspec.Struct, frozen=True):
+    """The application has noted that keys are out of use: journal it."""
+
+    numbers: tuple[int, ...]
 
 
 class SubscriptionEnded(msgspec.Struct, frozen=True):
@@ -85,13 +107,30 @@ class Discarded(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Reply | SubscriptionWanted | KeysAcknowledged | NotSent | SubscriptionEnded | OpenRefused | Discarded
+Outcome = (
+    Reply
+    | SubscriptionWanted
+    | KeysWanted
+    | KeysAcknowledged
+    | NotSent
+    | EndingsNoted
+    | SubscriptionEnded
+    | OpenRefused
+    | Discarded
+)
 
 
 class Sent(msgspec.Struct):
     """A key that was sent and is not acknowledged."""
 
     delivery: Delivery
+    due_s: float
+    pause_s: float
+
+
+class Told(msgspec.Struct):
+    """A notice that was sent and is not noted."""
+
     due_s: float
     pause_s: float
 
@@ -105,6 +144,9 @@ class Subscription(msgspec.Struct):
     sent: dict[KeyId, Sent]
     settling: dict[KeyId, Sent]  # acknowledged, not yet journalled
     recorded: dict[KeyId, None]  # journalled, the newest last
+    pushes: bool = True  # keys are sent unasked
+    withdrawn: dict[KeyId, Sent] = msgspec.field(default_factory=dict)  # sent, and out of use before an acknowledgement
+    notices: dict[int, Told] = msgspec.field(default_factory=dict)  # of ended keys, told and not noted
 
     @property
     def room(self) -> int:
@@ -153,9 +195,11 @@ class Attendant:
         """Grant a subscription (or confirm the present one); the frame to send."""
         present = self.subscription
         if present is None:
-            self.subscription = Subscription(wanted.association, wanted.size_bits, wanted.credit, {}, {}, {})
+            self.subscription = Subscription(
+                wanted.association, wanted.size_bits, wanted.credit, {}, {}, {}, wanted.pushes
+            )
         else:
-            present.credit = wanted.credit
+            present.credit, present.pushes = wanted.credit, wanted.pushes
         return self._seal(Subscribed(self._alive_ms))
 
     def refuse(self, reason: str) -> bytes:
@@ -185,6 +229,16 @@ class Attendant:
             subscription.sent[one.key_id] = Sent(one, now_s + pause, pause)
         return frame
 
+    def refuse_keys(self, wanted: KeysWanted, key_ids: tuple[KeyId, ...]) -> bytes | None:
+        """There are no keys for the application under these ids; the frame to send, unless the session has ended."""
+        if self.subscription is None:
+            return None
+        return self._seal(NotFetched(wanted.request, tuple([key_id.bytes for key_id in key_ids])))
+
+    def answer_later(self, wanted: KeysWanted) -> bytes:
+        """The application asks too often; the frame to send."""
+        return self._seal(FetchLater(wanted.request))
+
     def record(self, key_ids: tuple[KeyId, ...]) -> bytes | None:
         """The acknowledgement of these is journalled; the frame to send, unless the subscription has ended."""
         if self.subscription is None:
@@ -207,9 +261,25 @@ class Attendant:
                 self.subscription.sent[key_id] = sent
 
     def forget(self, key_id: KeyId) -> None:
-        """A sent key is no longer supplied (revoked or expired)."""
-        if self.subscription is not None:
-            self.subscription.sent.pop(key_id, None)
+        """A sent key is no longer supplied (revoked or expired); that the application has it may still be said."""
+        if self.subscription is None:
+            return
+        sent, withdrawn = self.subscription.sent.pop(key_id, None), self.subscription.withdrawn
+        if sent is not None:
+            withdrawn[key_id] = sent
+            while len(withdrawn) > REMEMBERED_IDS:
+                del withdrawn[next(iter(withdrawn))]
+
+    def tell_ended(self, ended: Ended, now_s: float) -> bytes | None:
+        """A notice of ended keys; the frame to send, None if it was sent a moment ago."""
+        if self.subscription is None:
+            return None
+        told = self.subscription.notices.get(ended.number)
+        if told is not None and told.due_s > now_s:
+            return None
+        pause_s = self._resend_s if told is None else min(2 * told.pause_s, RESEND_MAX_S)
+        self.subscription.notices[ended.number] = Told(now_s + pause_s, pause_s)
+        return self._seal(KeysEnded(ended.number, ended.stage, ended.reason[:64], ended.key_ids))
 
     def due(self, now_s: float) -> list[Delivery]:
         """Keys to send again."""
@@ -272,30 +342,51 @@ class Attendant:
         except RemoteProtocolError as error:
             return outcomes + self._discard(str(error))
 
-    def _act(self, body: Subscribe | Acknowledge | Alive | Unsubscribe) -> list[Outcome]:
-        if isinstance(body, Subscribe):
-            return self._want(body)
-        if isinstance(body, Acknowledge):
-            return self._acknowledge(body)
-        return self._end("unsubscribed") if isinstance(body, Unsubscribe) else []
+    def _act(self, body: FromApplication) -> list[Outcome]:
+        match body:
+            case Subscribe() | SubscribeToFetch():
+                return self._want(body)
+            case Acknowledge():
+                return self._acknowledge(body)
+            case Fetch():
+                return self._fetch(body)
+            case EndedNoted():
+                return self._note(body)
+            case Unsubscribe():
+                return self._end("unsubscribed")
+            case Alive():
+                return []
 
-    def _want(self, body: Subscribe) -> list[Outcome]:
+    def _fetch(self, body: Fetch) -> list[Outcome]:
+        if self.subscription is None:
+            return self._discard("keys are asked for without a subscription")
+        return [KeysWanted(body.request, tuple(dict.fromkeys(KeyId(bytes=raw) for raw in body.key_ids)))]
+
+    def _note(self, body: EndedNoted) -> list[Outcome]:
+        notices = {} if self.subscription is None else self.subscription.notices
+        noted = tuple([number for number in dict.fromkeys(body.notices) if notices.pop(number, None) is not None])
+        # A repeat is no surprise: the notice was sent twice.
+        return [EndingsNoted(noted)] if noted else []
+
+    def _want(self, body: Subscribe | SubscribeToFetch) -> list[Outcome]:
         association = Association(self.application.name, body.remote, body.link)
         present = self.subscription
         changed = present is not None and (present.association, present.size_bits) != (association, body.size_bits)
         ended = self._end("replaced by another subscription") if changed else []
-        return [*ended, SubscriptionWanted(association, body.size_bits, body.credit)]
+        pushes = isinstance(body, Subscribe)
+        return [*ended, SubscriptionWanted(association, body.size_bits, body.credit, pushes)]
 
     def _acknowledge(self, body: Acknowledge) -> list[Outcome]:
         if self.subscription is None:
             return self._discard("an acknowledgement without a subscription")
         sent, settling, recorded = self.subscription.sent, self.subscription.settling, self.subscription.recorded
         ids = dict.fromkeys([KeyId(bytes=raw) for raw in body.key_ids])
-        known = tuple([key_id for key_id in ids if key_id in sent])
+        withdrawn = self.subscription.withdrawn
+        known = tuple([key_id for key_id in ids if key_id in sent or key_id in withdrawn])
         for key_id in known:
-            settling[key_id] = sent.pop(key_id)
+            settling[key_id] = sent.pop(key_id) if key_id in sent else withdrawn.pop(key_id)
         # A repeat of what is settling or recorded is no surprise: its answer is on the way, or was lost.
-        strange = sum(key_id not in settling and key_id not in recorded for key_id in ids)
+        strange = tuple([key_id for key_id in ids if key_id not in settling and key_id not in recorded])
         outcomes: list[Outcome] = [KeysAcknowledged(known)] if known else []
         if strange:
             outcomes += [NotSent(strange), *self._discard("an acknowledgement of keys that were not sent")]

@@ -16,24 +16,34 @@ from qkdnode.channel.session import DrawInto
 from qkdnode.channel.socket import Limits
 from qkdnode.errors import ChannelError, VaultDamagedError, VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
+    EndingsNoted,
     KeysAcknowledged,
+    KeysWanted,
     NotSent,
     OpenRefused,
     Outcome,
     Reply,
+    Subscription,
     SubscriptionEnded,
     SubscriptionWanted,
 )
 from qkdnode.supply.throttle import Throttle
+from qkdnode.vault.decoys import Suspects, WhichDecoys
+from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
+from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
 
 DOMAIN = "qkdnode.supply"
 CONNECTIONS_PER_APPLICATION = 16
 OUTBOX_PAGE = 256
+FETCHES_BURST, FETCHES_PER_S = 64, 16.0  # of one application, over all its connections
+REFUSED_AFTER_S = 0.1  # of whatever reason: what the vault did shows in no answer's time
+NAMES_TOLD = 7  # pseudonyms of refused ids that a leaf holds
 LIMITS = Limits(max_message_bytes=MAX_SUPPLY_BYTES, high_water=2 * MAX_CREDIT)
 
 Ask = Callable[[Request], Awaitable[Any]]
@@ -48,6 +58,7 @@ class SubscriptionState(msgspec.Struct, frozen=True):
     connected: bool
     size_bits: int
     credit: int
+    pushes: bool = True  # keys are sent unasked
 
 
 class SupplyStatistics(msgspec.Struct, kw_only=True):
@@ -64,6 +75,10 @@ class SupplyStatistics(msgspec.Struct, kw_only=True):
     keys_delivered: int = 0
     keys_not_opened: int = 0  # refused by the vault: revoked, expired, already delivered
     keys_not_sent: int = 0  # acknowledged without having been sent
+    endings_told: int = 0  # notices of keys out of use, repeats included
+    keys_fetched: int = 0  # sent because they were asked for by id
+    keys_not_fetched: int = 0  # asked for by id and refused
+    fetches_put_off: int = 0  # asked for too often
     failed_records: int = 0  # acknowledgements or events that the vault would not journal
     discarded: int = 0
 
@@ -93,9 +108,9 @@ class SupplyServer:
     `may_release` says whether keys of an association may go out now: what the neighbour has revoked is known first.
     `peer_reachable` is told to the vault with every request to open keys.
     `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
-    journalled, so that the neighbour hears of them. `record` journals access events. At most `credit` keys
-    of a subscription are unacknowledged, so an application that hangs holds up only itself; one that says nothing for
-    `lapse_s` is taken as gone.
+    journalled, so that the neighbour hears of them; `on_decoy` of who has asked for a decoy, and how. `record`
+    journals access events. At most `credit` keys of a subscription are unacknowledged, so an application that hangs
+    holds up only itself; one that says nothing for `lapse_s` is taken as gone.
     """
 
     def __init__(
@@ -112,6 +127,7 @@ class SupplyServer:
         on_delivered: Callable[[Association], None] = lambda association: None,
         may_release: Callable[[Association], bool] = lambda association: True,
         peer_reachable: Callable[[Association], bool] = lambda association: True,
+        on_decoy: Callable[[str, str], None] = lambda subject, detail: None,
         lapse_s: float = 15.0,
         resend_s: float = 5.0,
         limits: Limits = LIMITS,
@@ -119,11 +135,12 @@ class SupplyServer:
         self._node, self._applications = node, applications
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
         self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
-        self._may_release, self._peer_reachable = may_release, peer_reachable
+        self._may_release, self._peer_reachable, self._on_decoy = may_release, peer_reachable, on_decoy
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
         self._throttle = Throttle(burst=10, per_s=1.0)
+        self._fetches = Throttle(burst=FETCHES_BURST, per_s=FETCHES_PER_S)
         self._errands: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._listener: Listener | None = None
@@ -149,7 +166,7 @@ class SupplyServer:
     def subscriptions(self) -> list[SubscriptionState]:
         """What is subscribed now."""
         return [
-            SubscriptionState(held.association, True, held.size_bits, held.credit)
+            SubscriptionState(held.association, True, held.size_bits, held.credit, held.pushes)
             for connection in self._connections.values()
             if (held := connection.attendant.subscription) is not None
         ]
@@ -286,8 +303,13 @@ class SupplyServer:
                     if not connection.settling:
                         connection.settling = True
                         self._run(self._settle(connection))
-                case NotSent(keys):
-                    self._statistics.keys_not_sent += keys
+                case KeysWanted():
+                    self._run(self._fetch(connection, outcome))
+                case EndingsNoted(numbers):
+                    self._run(self._note_endings(connection, numbers))
+                case NotSent(key_ids):
+                    self._statistics.keys_not_sent += len(key_ids)
+                    self._run(self._look_for_decoys(connection, key_ids))
                 case SubscriptionEnded(association, reason):
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
@@ -315,7 +337,7 @@ class SupplyServer:
                 self._end(other, wanted.association, reason)
         began = attendant.subscription is None
         self._send(connection, attendant.subscribe(wanted))
-        state = SubscriptionState(wanted.association, True, wanted.size_bits, wanted.credit)
+        state = SubscriptionState(wanted.association, True, wanted.size_bits, wanted.credit, wanted.pushes)
         self._on_subscription(state)
         if began:
             self._statistics.subscriptions += 1
@@ -352,6 +374,7 @@ class SupplyServer:
         while True:
             connection.wanted.clear()
             try:
+                await self._tell_endings(connection)
                 again = attendant.due(time.monotonic()) if self._releases(connection) else []
                 await self._send_keys(connection, again, again=True)
                 while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
@@ -365,7 +388,8 @@ class SupplyServer:
     async def _next_rows(self, connection: Connection) -> list[Delivery]:
         """Rows of the outbox for this subscription, as many as one message has room for and not sent yet."""
         subscription = connection.attendant.subscription
-        if subscription is None or subscription.room <= 0 or not self._releases(connection):
+        idle = subscription is None or not subscription.pushes or subscription.room <= 0
+        if subscription is None or idle or not self._releases(connection):
             return []
         while not connection.waiting:
             request = ApplicationOutbox(
@@ -398,6 +422,8 @@ class SupplyServer:
             part = {row.key_id: row for row in rows[start : start + together]}
             opened = await self._open(connection, tuple(part))
             held = [part.pop(key_id) for key_id in opened.key_ids] if opened is not None else []
+            if again and part:
+                self._run(self._note_withdrawn(connection, tuple(part)))
             for row in part.values():
                 all_opened = False
                 self._statistics.keys_not_opened += 1
@@ -435,6 +461,126 @@ class SupplyServer:
             return None
         return opened
 
+    # Keys asked for by id
+
+    async def _fetch(self, connection: Connection, wanted: KeysWanted) -> None:
+        """Send what there is for the application. All else is refused in one way, at one time after it came."""
+        attendant, began_s = connection.attendant, time.monotonic()
+        subscription = attendant.subscription
+        if subscription is None:
+            return
+        if self._fetches.take(connection.application, began_s) is None:
+            self._statistics.fetches_put_off += 1
+            self._send(connection, attendant.answer_later(wanted))
+            return
+        fetched = await self._look_up(connection, wanted)
+        sent = self._send_fetched(connection, subscription, fetched)
+        self._statistics.keys_fetched += len(sent)
+        refused = tuple(key_id for key_id in wanted.key_ids if key_id not in sent)
+        if not refused:
+            return
+        self._statistics.keys_not_fetched += len(refused)
+        await asyncio.sleep(max(0.0, began_s + REFUSED_AFTER_S - time.monotonic()))
+        if attendant.subscription is subscription and (frame := attendant.refuse_keys(wanted, refused)) is not None:
+            self._send(connection, frame)
+        if fetched is not None and fetched.decoys:
+            self._alarm_of_decoys(connection, "fetch", fetched.decoys)
+        names = " ".join(fetched.names[:NAMES_TOLD]) if fetched is not None else ""
+        self._tell(connection, "fetch", "refused", {"ids": len(refused), "names": names})
+
+    async def _look_for_decoys(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> None:
+        """Nobody can have a decoy: who acknowledges one knows its id from elsewhere."""
+        try:
+            suspects: Suspects = await self._ask(WhichDecoys(key_ids=key_ids))
+        except VaultError:
+            self._statistics.failed_records += 1
+            return
+        if suspects.names:
+            self._alarm_of_decoys(connection, "acknowledgement", suspects.names)
+
+    def _alarm_of_decoys(self, connection: Connection, how: str, names: tuple[str, ...]) -> None:
+        who = self._who(connection.attendant.application, connection.peer)
+        told = f"{how} of {len(names)}, such as {names[0]}; source {who['source']}, fingerprint {who['fingerprint']}"
+        self._on_decoy(f"application/{connection.application}", told)
+
+    async def _look_up(self, connection: Connection, wanted: KeysWanted) -> FetchedKeys | None:
+        held = connection.attendant.subscription
+        if held is None:
+            return None
+        request = FetchKeys(
+            key_ids=wanted.key_ids,
+            association=held.association,
+            size_bits=held.size_bits,
+            release=self._may_release(held.association),
+            peer_reachable=self._peer_reachable(held.association),
+            caller=Caller(fingerprint(connection.attendant.application), connection.peer.address),
+        )
+        try:
+            try:
+                fetched: FetchedKeys = await self._ask(request)
+            except VaultDamagedError:  # it names the damaged ones only once
+                fetched = await self._ask(request)
+        except VaultError:
+            return None
+        return fetched
+
+    def _send_fetched(
+        self, connection: Connection, subscription: Subscription, fetched: FetchedKeys | None
+    ) -> list[KeyId]:
+        """Send the keys that were opened, as far as the credit goes; which."""
+        if fetched is None or fetched.opened is None:
+            return []
+        attendant, opened = connection.attendant, fetched.opened
+        with opened.material as material, memoryview(material) as view:
+            if attendant.subscription is not subscription:
+                return []
+            size, together = opened.size_bits // 8, keys_in_a_message(opened.size_bits)
+            rows, places, room = list[Delivery](), list[int](), subscription.room
+            for place, delivery in enumerate(fetched.deliveries):
+                known = delivery.key_id in subscription.sent
+                if delivery.key_id in subscription.settling or (not known and room <= 0):
+                    continue
+                room -= not known
+                rows.append(delivery)
+                places.append(place)
+            for start in range(0, len(rows), together):
+                chosen = places[start : start + together]
+                with SecretBuffer(size * len(chosen)) as part, memoryview(part) as into:
+                    for i, place in enumerate(chosen):
+                        into[i * size : (i + 1) * size] = view[place * size : (place + 1) * size]
+                    frame = attendant.send_keys(rows[start : start + together], part, time.monotonic())
+                self._send(connection, frame)
+            self._statistics.keys_sent += len(rows)
+            return [row.key_id for row in rows]
+
+    # Keys that are out of use
+
+    async def _tell_endings(self, connection: Connection) -> None:
+        """Tell the application of keys that it has and that are out of use, until it has noted them."""
+        attendant = connection.attendant
+        if (held := attendant.subscription) is None:
+            return
+        rows: tuple[Ended, ...] = await self._ask(EndedKeys(association=held.association))
+        for ended in rows:
+            if attendant.subscription is held and (frame := attendant.tell_ended(ended, time.monotonic())) is not None:
+                self._send(connection, frame)
+                self._statistics.endings_told += 1
+
+    async def _note_endings(self, connection: Connection, numbers: tuple[int, ...]) -> None:
+        try:
+            await self._ask(EndedNoted(application=connection.application, numbers=numbers))
+        except VaultError as error:
+            self._statistics.failed_records += 1
+            self._tell(connection, "ended", "failed", {"reason": str(error)})
+            return
+        connection.wanted.set()  # there may be more
+
+    async def _note_withdrawn(self, connection: Connection, key_ids: tuple[KeyId, ...]) -> None:
+        """Keys that were sent are not opened any more: of those that are out of use the application is told."""
+        with suppress(VaultError):  # it is found again when it acknowledges them
+            if await self._ask(HadBefore(application=connection.application, key_ids=key_ids)):
+                connection.wanted.set()
+
     async def _settle(self, connection: Connection) -> None:
         """Journal what was acknowledged; what comes in meanwhile goes into the next request."""
         while connection.acknowledged:
@@ -462,7 +608,7 @@ class SupplyServer:
     async def anything_waits(self) -> bool:
         """Whether a connected application has not acknowledged all the keys that it may have now."""
         for state in self.subscriptions():
-            if not self._may_release(state.association):
+            if not self._may_release(state.association) or not state.pushes:
                 continue
             request = ApplicationOutbox(
                 application=state.association.local,

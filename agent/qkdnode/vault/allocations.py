@@ -8,8 +8,10 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, entitlements, keys, outbox, reach, revocations, stock
+from qkdnode.vault import bundles, decoys, entitlements, keys, marks, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
+from qkdnode.vault.bundles import Why
+from qkdnode.vault.entitlements import Allotment
 from qkdnode.vault.records import (
     ID_BYTES,
     KEYS_PER_BUNDLE,
@@ -23,7 +25,7 @@ from qkdnode.vault.records import (
     pack_batch,
     unpack_batch,
 )
-from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, AllocationAnswered, Associate
+from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, AllocationAnswered, Associate, KeepDecoys
 from qkdnode.vault.stock import Run
 from qkdnode.vault.store import Store
 from qkdnode.wire.codec import encode_body
@@ -31,6 +33,7 @@ from qkdnode.wire.messages import ACCEPTED, ALLOCATION_OUTCOMES, DENIED, NOT_SET
 
 SIZES_BITS = range(8, 65536 + 1, 8)
 NAME_CHARACTERS = range(1, 31 + 1)
+RENEWED = Why("policy", "superseded")
 
 
 def associate(store: Store, request: Associate) -> None:
@@ -73,8 +76,38 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     if association is None:
         raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
     link = known_link(store, association.link)
-    allotment = entitlements.allot(store, association, count, size)
-    ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
+    ids = _cut(store, request, link, association, entitlements.allot(store, association, count, size))
+    entitlements.book(store, association, count * size)
+    return ids
+
+
+def keep_decoys(store: Store, request: KeepDecoys) -> tuple[KeyId, ...]:
+    """KeepDecoys."""
+    count, size = request.count, request.size_bits
+    if count < 0 or size not in SIZES_BITS or len(request.entropy) != ID_BYTES * count:
+        raise LocalProtocolError(f"{count} decoys of {size} bits with {len(request.entropy)} bytes for ids: no sense")
+    association = _known(store, request.association)
+    if association is None:
+        raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
+    link = known_link(store, association.link)
+    allotment, due = entitlements.decoys_due(store, association, size)
+    decoys.demand_missing(due, count)
+    decoys.end(store, due.old, RENEWED)
+    return _cut(store, request, link, association, allotment, decoy=True) if count else ()
+
+
+def _cut(
+    store: Store,
+    request: AllocateKeys | KeepDecoys,
+    link: Link,
+    association: KnownAssociation,
+    allotment: Allotment,
+    *,
+    decoy: bool = False,
+) -> tuple[KeyId, ...]:
+    """Cut keys from this end's half, Bundle by Bundle, and ask the neighbour to cut the same."""
+    size, entropy = request.size_bits, request.entropy
+    ids = [UUID(bytes=entropy[i : i + ID_BYTES], version=4) for i in range(0, len(entropy), ID_BYTES)]
     done = 0
     for run in _plan(store, request, link):
         these = ids[done : done + (run.end - run.start) // size]
@@ -84,16 +117,16 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
             packed = b"".join(key.bytes for key in these)
             cut = bundles.Cut(
                 link.link, run.batch, link.role, run.start, size, packed,
-                allotment.key_class, allotment.policy, allotment.binding,
+                allotment.key_class, allotment.policy, allotment.binding, decoy,
             )  # fmt: skip
             number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
+            mark = marks.mark_on_the_way(store, number, packed, material, decoy=decoy)
         batch = unpack_batch(run.batch)
         message = Allocate(
             number, association.local, association.remote, batch, run.start, size, packed,
-            allotment.key_class, allotment.agreed,
+            allotment.key_class, allotment.agreed, mark,
         )  # fmt: skip
         outbox.post(store, link.link, number, message)
-    entitlements.book(store, association, count * size)
     return tuple(ids)
 
 
@@ -134,9 +167,10 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
         return outcome
     store.create(row, "allocation.accepted", **details)
     with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
+        decoy = marks.came_as_decoy(allocate.mark, allocate.key_ids, material)
         cut = bundles.Cut(
             link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids,
-            allotment.key_class, allotment.policy, allotment.binding,
+            allotment.key_class, allotment.policy, allotment.binding, decoy,
         )  # fmt: skip
         bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
@@ -159,7 +193,7 @@ def allocation_answered(store: Store, request: AllocationAnswered) -> tuple[KeyI
     return tuple(ready)
 
 
-def _plan(store: Store, request: AllocateKeys, link: Link) -> list[Run]:
+def _plan(store: Store, request: AllocateKeys | KeepDecoys, link: Link) -> list[Run]:
     """Where the keys are cut: runs of whole keys, no more of them in one run than one Allocate carries."""
     size, left, wanted = request.size_bits, request.count, request.association
     plan = []
@@ -227,6 +261,7 @@ def _shown(store: Store, application: str) -> str:
 HANDLERS = {
     Associate: associate,
     AllocateKeys: allocate_keys,
+    KeepDecoys: keep_decoys,
     AcceptAllocation: accept_allocation,
     AllocationAnswered: allocation_answered,
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.ids import ALICE, BOB, BatchId
 from qkdnode.native.secret import SecretBuffer
@@ -210,6 +211,7 @@ def _store(
     store: Store, link: str, role: str, state: str, record: BatchRecord, key: SecretBuffer, message: bytes
 ) -> None:
     _demand_role(store, link, role)
+    peer = known_link(store, link).peer
     _check(record, len(key))
     encoded = _encode(record)
     content = store.sealing.content_digest(key, encoded, message)
@@ -223,7 +225,10 @@ def _store(
     half = (record.bits_out - record.refill_bits) // 16
     row = Batch(link, batch, state, 0, 0, 8 * half, encoded, content, message, store.now_ns)
     made = {name: getattr(record, name) for name in _JOURNALLED}
-    store.create(row, f"batch.{state}", **{**record.details, **made, "devices": " ".join(record.devices)})
+    its: dict[str, Detail] = {"devices": " ".join(record.devices)[:MAX_DETAIL_CHARACTERS], "peer": peer}
+    its["session"] = f"{record.batch.session:016x}"
+    its["policy"] = store.scalar("SELECT coalesce(max(number), 0) FROM policies")
+    store.create(row, f"batch.{state}", **{**record.details, **made, **its})
     for serial in record.devices:
         _note_duty(store, link, serial, batch)
     with memoryview(key) as view:

@@ -16,6 +16,7 @@ from qkdnode.errors import LocalProtocolError, VaultDamagedError
 from qkdnode.lifecycle.retirement import COLUMNS, Timer, next_times
 from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.vault import endings, marks
 from qkdnode.vault.records import (
     HELD,
     ID_BYTES,
@@ -65,6 +66,7 @@ class Cut(msgspec.Struct, frozen=True):
     key_class: str
     policy: int
     binding: bytes
+    decoy: bool = False
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -127,8 +129,11 @@ def make(
         epoch=store.epoch,
         version=1,
         kek=store.kek(cut.link),
+        mark=marks.mark_of(store, number, decoy=cut.decoy),
         waits_ns=store.trusted_ns,
     )
+    if cut.decoy and store.decoys is not None:
+        store.decoys.add(number)
     assert row.kek is not None
     with memoryview(material) as view:
         bounds = [row.bound(place) for place in range(len(ids))]
@@ -174,7 +179,7 @@ def _places(bundle: Bundle, wanted: Collection[bytes]) -> list[int]:
 
 def taken(store: Store, ids: Sequence[bytes]) -> bool:
     """Whether any of these ids was ever a key's."""
-    numbers = _numbers(store, ids)
+    numbers = numbers_of(store, ids)
     if not numbers:
         return False
     statement = f"SELECT key_ids FROM bundles WHERE number IN ({_slots(numbers)})"
@@ -228,7 +233,9 @@ def move(
         told["method"] = CRYPTO_ERASE
         if HOLDING.isdisjoint(states):
             changes["kek"] = None
-    return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
+    moved = store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
+    endings.note(store, bundle, moved, chosen.places, step, why.reason)
+    return moved
 
 
 def times(bundle: Bundle) -> dict[Timer, int | None]:
@@ -329,13 +336,13 @@ def damage(store: Store, damaged: list[Chosen]) -> Aftermath:
 
 
 def _holding(store: Store, ids: list[bytes]) -> list[Bundle]:
-    numbers = _numbers(store, ids)
+    numbers = numbers_of(store, ids)
     if not numbers:
         return []
     return store.find(Bundle, f"number IN ({_slots(numbers)}) ORDER BY number", *numbers)
 
 
-def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
+def numbers_of(store: Store, ids: Sequence[bytes]) -> list[int]:
     """Bundles that may hold some of these ids."""
     numbers: set[int] = set()
     firsts = heads(ids)

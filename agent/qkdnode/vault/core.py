@@ -30,10 +30,13 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    decoys,
     doubts,
+    endings,
     entitlements,
     epochs,
     extract,
+    fetches,
     holdings,
     inventory,
     keys,
@@ -44,6 +47,7 @@ from qkdnode.vault import (
     pauses,
     policies,
     proofs,
+    provenance,
     readback,
     receipts,
     retirement,
@@ -55,6 +59,7 @@ from qkdnode.vault import (
     witnessing,
 )
 from qkdnode.vault.disk import DISK, Disk
+from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.journal import LOG_HEAD, LOG_HEAD_MAC, Journal, Mark, empty_head
 from qkdnode.vault.medium import Medium
 from qkdnode.vault.requests import Caller, OpenKey, OpenKeys, Request
@@ -74,7 +79,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    holdings, doubts, retirement,
+    holdings, doubts, fetches, decoys, endings, provenance, retirement,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 
@@ -247,8 +252,8 @@ class VaultCore:
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
         self._store.caller = getattr(request, "caller", NOBODY)
-        if isinstance(request, OpenKey | OpenKeys):
-            # The most frequent request changes nothing: it goes without a savepoint unless there is damage to journal.
+        if isinstance(request, OpenKey | OpenKeys | FetchKeys):
+            # The most frequent requests change nothing: they go without a savepoint unless there is damage to journal.
             with suppress(Aftermath), self._store.only_reading():
                 return _read(self._store, request)
         mark = self._store.journal.mark()
@@ -320,7 +325,7 @@ _STORAGE_ERRORS: dict[type[apsw.Error], tuple[type[VaultError], str]] = {
 }
 
 
-def _read(store: Store, request: OpenKey | OpenKeys) -> Outcome:
+def _read(store: Store, request: OpenKey | OpenKeys | FetchKeys) -> Outcome:
     try:
         return Outcome(HANDLERS[type(request)](store, request))
     except QkdnodeError as error:

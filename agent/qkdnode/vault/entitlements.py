@@ -27,7 +27,7 @@ from qkdnode.lifecycle.policy.decision import (
 )
 from qkdnode.lifecycle.policy.document import SECOND_NS, Application, KeyClass
 from qkdnode.lifecycle.policy.quotas import Allowance, Held, Room
-from qkdnode.vault import policies, stock
+from qkdnode.vault import decoys, policies, stock
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import HELD, Bundle, KnownAssociation, Link
 from qkdnode.vault.requests import Entitle, Entitlement, ExplainPolicy, Explanation
@@ -69,6 +69,7 @@ def entitle(store: Store, request: Entitle) -> Entitlement:
             False, decision.rule, decision.reason, policy.number, "", NO_DIGEST, NO_DIGEST, 0, 0, decision.rule
         )
     allotment, left = _allotment(store, known, decision.terms), _room(store, known, request.size_bits)
+    due_decoys = decoys.due(store, known, decision.terms)
     return Entitlement(
         True,
         decision.rule,
@@ -80,7 +81,17 @@ def entitle(store: Store, request: Entitle) -> Entitlement:
         _outstanding(store, known, decision.terms),
         left.keys,
         left.rule,
+        due_decoys.missing,
+        bool(due_decoys.old),
     )
+
+
+def decoys_due(store: Store, association: KnownAssociation, size_bits: int) -> tuple[Allotment, decoys.Due]:
+    """What decoys are cut as, and which are to be cut or ended now. PolicyDeniedError if no key may be made."""
+    decision = _chosen(store, association, size_bits)
+    if not decision.allowed or decision.terms is None:
+        raise PolicyDeniedError(decision.rule, decision.reason)
+    return _allotment(store, association, decision.terms), decoys.due(store, association, decision.terms)
 
 
 def allot(store: Store, association: KnownAssociation, count: int, size_bits: int) -> Allotment:
@@ -193,6 +204,11 @@ def is_released(store: Store, bundle: Bundle, places: list[int]) -> bool:
     return decision.allowed
 
 
+def would_release(store: Store, bundle: Bundle, *, peer_reachable: bool) -> bool:
+    """Whether keys of a Bundle may go out; nothing is counted or journalled."""
+    return _at_release(store, bundle, peer_reachable).allowed
+
+
 def _at_release(store: Store, bundle: Bundle, peer_reachable: bool) -> Decision:
     association = store.get_association(bundle.association)
     if association is None:
@@ -271,7 +287,8 @@ def _outstanding(store: Store, association: KnownAssociation, terms: KeyClass) -
     return int(
         store.scalar(
             "SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding "
-            f"AND state = '{HELD}' AND held_ns IS NULL AND NOT (class = ? AND coalesce(waits_ns, ?) < ?)",
+            f"AND state = '{HELD}' AND held_ns IS NULL AND NOT (class = ? AND coalesce(waits_ns, ?) < ?) "
+            f"{decoys.left_out(store)}",
             association.number,
             terms.name,
             oldest,
@@ -307,7 +324,7 @@ def _held(store: Store, association: KnownAssociation) -> tuple[int, int]:
     ((keys, bits),) = store.connection.execute(
         "SELECT coalesce(sum(outstanding), 0), coalesce(sum(outstanding * size_bits), 0) FROM bundles "
         "WHERE association IN (SELECT number FROM associations WHERE local = ? AND link = ?) AND outstanding "
-        f"AND state = '{HELD}'",
+        f"AND state = '{HELD}' {decoys.left_out(store)}",
         (association.local, association.link),
     )
     return int(keys), int(bits)

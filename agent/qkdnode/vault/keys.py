@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from qkdnode.audit.events import AccessEvent
+from qkdnode.audit.events import AccessEvent, AlarmEvent
 from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
-from qkdnode.ids import Association, KeyId
+from qkdnode.ids import CONFIDENTIAL, Association, KeyId
 from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, entitlements, outbox, reach
+from qkdnode.vault import bundles, decoys, endings, entitlements, marks, outbox, reach
 from qkdnode.vault.bundles import Chosen, Why
+from qkdnode.vault.endings import HadBefore
 from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
 from qkdnode.vault.requests import (
     ApplicationOutbox,
@@ -80,6 +81,7 @@ def application_outbox(store: Store, request: ApplicationOutbox) -> tuple[Delive
 def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     """OpenKey."""
     ((bundle, place),) = _of_application(store, (request.key_id,), request.application)
+    decoys.refuse_use(store, [Chosen(bundle, [place])], f"the vault holds no usable key {request.key_id}")
     if reach.scope_of_bundle(store, bundle) is not None:
         raise VaultError(f"key {request.key_id} is compromised: it is not opened")
     stage = bundle.stage(place)
@@ -96,7 +98,8 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     chosen = bundles.choose(store, [key_id.bytes for key_id in asked])
     _demand_application(chosen, request.application)
     ready = [Chosen(one.bundle, _at(one, Stage.READY)) for one in chosen]
-    ready = [one for one in ready if one.places and reach.scope_of_bundle(store, one.bundle) is None]
+    ready = [one for one in ready if one.places and not marks.is_decoy(store, one.bundle)]
+    ready = [one for one in ready if reach.scope_of_bundle(store, one.bundle) is None]
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
     ready = entitlements.releasable(store, ready, peer_reachable=request.peer_reachable)
@@ -113,6 +116,7 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
     leaves: dict[str, int] = {}
     chosen = bundles.choose(store, [key_id.bytes for key_id in request.key_ids])
     _demand_known(chosen, request.key_ids)
+    decoys.refuse_use(store, chosen, "the vault holds no usable key of these ids")
     _demand_application(chosen, request.application)
     for one in chosen:
         fresh, other = [], []
@@ -125,6 +129,7 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
         if other:
             key_id = UUID(bytes=one.bundle.key_id(other[0]))
             raise LocalProtocolError(f"key {key_id} is {one.bundle.stage(other[0])}: it cannot have been delivered")
+        endings.had_before(store, one.bundle, [place for place in one.places if place not in fresh])
         if fresh:
             now = Chosen(one.bundle, fresh)
             changed = bundles.move(store, now, Step.DELIVER, ACKNOWLEDGED, request.details)
@@ -135,12 +140,24 @@ def keys_delivered(store: Store, request: KeysDelivered) -> int:
     return sum(map(len, new.values()))
 
 
+def had_before(store: Store, request: HadBefore) -> int:
+    """HadBefore."""
+    chosen = bundles.choose(store, [key_id.bytes for key_id in request.key_ids])
+    its = [one for one in chosen if one.bundle.application == request.application]
+    return sum(
+        endings.had_before(store, one.bundle, one.places) for one in its if not marks.is_decoy(store, one.bundle)
+    )
+
+
 def peer_delivered(store: Store, request: PeerDelivered) -> int:
     """PeerDelivered."""
     new = 0
     for one in bundles.choose(store, [key_id.bytes for key_id in request.key_ids]):
         bundle = one.bundle
         if bundle.link != request.link:
+            continue
+        if marks.is_decoy(store, bundle):
+            _alarm_of_delivery(store, one)
             continue
         fresh = Chosen(
             bundle,
@@ -165,7 +182,8 @@ def peer_delivered(store: Store, request: PeerDelivered) -> int:
 def outstanding(store: Store, request: Outstanding) -> int:
     """Outstanding."""
     return store.scalar(
-        f"SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding AND state = '{HELD}'",
+        "SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding "
+        f"AND state = '{HELD}' {decoys.left_out(store)}",
         _association(store, request.association),
     )
 
@@ -177,9 +195,17 @@ def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
         return []
     first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
     places = [place for place in bundle.places(Stage.READY) if place > after]
-    if not places or not entitlements.is_released(store, bundle, places):
+    if not places or marks.is_decoy(store, bundle) or not entitlements.is_released(store, bundle, places):
         return []
     return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits) for place in places]
+
+
+def _alarm_of_delivery(store: Store, decoy: Chosen) -> None:
+    """The neighbour says that its application has a decoy, which no node gives to anybody."""
+    names = store.sealing.pseudonyms(decoy.ids())
+    details: dict[str, Any] = {"link": decoy.bundle.link, "by": "neighbour"}
+    subject = f"neighbour/{decoy.bundle.link}"  # not the name of a row, of which it would be the newest leaf
+    store.journal.record(AlarmEvent, CONFIDENTIAL, "decoy.delivered", subject, details, "ignored", names)
 
 
 def _tell(store: Store, link: str, application: str, ids: list[bytes], leaf: int) -> None:
@@ -239,5 +265,6 @@ HANDLERS: dict[Any, Any] = {
     OpenKeys: open_keys,
     KeysDelivered: keys_delivered,
     PeerDelivered: peer_delivered,
+    HadBefore: had_before,
     Outstanding: outstanding,
 }

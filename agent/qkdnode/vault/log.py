@@ -9,7 +9,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, AccessEvent, AnyEvent
 from qkdnode.errors import VaultDamagedError
 from qkdnode.ids import other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import scrub, segments, stock
+from qkdnode.vault import decoys, scrub, segments, stock
 from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Alive,
@@ -114,7 +114,7 @@ def status(store: Store, request: Status) -> VaultStatus:
             for state, count in read_rows(store.connection, (bytes, int), "a state of Batches in the vault", _BATCHES)
         },
         pads={link.link: segments.pads_left(store, link.link) for link in links},
-        application_outbox=counts.get(Stage.READY.value, 0),
+        application_outbox=max(0, counts.get(Stage.READY.value, 0) - decoys.waiting(store)),
         neighbour_outbox=store.scalar("SELECT count(*) FROM outbox"),
         leaves=store.journal.size,
         commits=store.commits,

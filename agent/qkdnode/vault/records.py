@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from qkdnode.access.confidential import CONFIDENTIAL_ALARMS
 from qkdnode.audit.events import AccessEvent, AlarmEvent, Event, KeyEvent, LinkEvent, NodeEvent
-from qkdnode.ids import Association, BatchId
+from qkdnode.ids import CONFIDENTIAL, Association, BatchId
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage
 
 _BATCH = struct.Struct(">QI")
@@ -60,6 +61,11 @@ class Record(msgspec.Struct, frozen=True):
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         """The row's name in the audit log."""
         raise NotImplementedError
+
+    @property
+    def heading(self) -> str:
+        """The topic of this row's leaves, before the link's name."""
+        return self.topic
 
 
 class Link(Record, frozen=True):
@@ -251,6 +257,7 @@ class Bundle(Record, frozen=True):
     epoch: int
     version: int
     kek: int | None  # under which the data keys are wrapped; None once no key is held any more
+    mark: bytes  # whether its keys are decoys, for who has the vault's key: qkdnode.vault.marks
     waits_ns: int | None = None  # trusted time, as all of these: cut then, and some key is not used yet
     held_ns: int | None = None  # in place of that, past its end, while a legal hold keeps it
     used_ns: int | None = None  # some key is delivered; since the last was
@@ -386,6 +393,29 @@ class Notice(Record, frozen=True):
         return None
 
 
+class Ending(Record, frozen=True):
+    """A notice that waits for an application: keys of one Bundle that it has and that are out of use."""
+
+    table: ClassVar[str] = "endings"
+    key: ClassVar[tuple[str, ...]] = ("number",)
+    topic: ClassVar[str] = "endings"
+    dropped: ClassVar[bool] = True
+
+    number: int  # rising
+    link: str
+    application: str
+    association: int
+    bundle: int
+    places: bytes  # a byte for each key
+    stage: str
+    reason: str
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return None
+
+
 class Scope(Record, frozen=True):
     """What a compromise reaches: keys of the Batches from first to last, of one application or of all.
 
@@ -512,6 +542,10 @@ class KnownAlarm(Record, frozen=True):
 
     def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
         return f"alarm/{self.code}/{self.about}"
+
+    @property
+    def heading(self) -> str:
+        return CONFIDENTIAL if self.code in CONFIDENTIAL_ALARMS else self.topic
 
 
 class EndedKek(Record, frozen=True):
@@ -646,6 +680,7 @@ RECORDS: tuple[type[Record], ...] = (
     Bundle,
     PeerRequest,
     Notice,
+    Ending,
     PausedLink,
     Scope,
     Tombstone,
@@ -662,6 +697,6 @@ RECORDS: tuple[type[Record], ...] = (
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed",
+    "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "ending",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

@@ -285,6 +285,8 @@ class Entitlement(msgspec.Struct, frozen=True):
     outstanding: int  # keys allocated here, releasable, and not yet acknowledged by both applications
     room: int  # keys that quotas and reserves let be allocated more
     room_rule: str  # the one that sets the limit
+    decoys: int = 0  # to be cut by this end
+    old_decoys: bool = False  # some are to be ended by this end
 
 
 class AllocateKeys(Request, frozen=True):
@@ -294,6 +296,19 @@ class AllocateKeys(Request, frozen=True):
     quota or reserve leaves no room for so many; OutOfStockError if the usable half holds less. Answer: tuple[KeyId,
     ...]. `entropy` holds 16 bytes per key for the ids. They are cut as Bundles of at most 128 keys; one Allocate for
     each goes to the neighbour's outbox.
+    """
+
+    association: Association
+    count: int
+    size_bits: int
+    entropy: bytes
+
+
+class KeepDecoys(Request, frozen=True):
+    """End the decoys of an association that are old, and cut `count` that are missing. They wait for the peer's answer.
+
+    PolicyDeniedError if the policy asks for fewer; OutOfStockError if the usable half holds less. Answer:
+    tuple[KeyId, ...]. `entropy` as for AllocateKeys.
     """
 
     association: Association

@@ -208,6 +208,7 @@ CREATE TABLE bundles (
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     kek INTEGER,
+    mark BLOB NOT NULL,
     waits_ns INTEGER,
     held_ns INTEGER,
     used_ns INTEGER,
@@ -286,6 +287,23 @@ CREATE TABLE outbox (
 );
 
 CREATE INDEX outbox_revocations ON outbox (link, number) WHERE kind IN (60, 61);
+
+-- What applications are told of keys that they have: the keys at some places of a Bundle are out of use.
+CREATE TABLE endings (
+    number INTEGER PRIMARY KEY,
+    link TEXT NOT NULL,
+    application TEXT NOT NULL,
+    association INTEGER NOT NULL,
+    bundle INTEGER NOT NULL,
+    places BLOB NOT NULL,
+    stage TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+CREATE INDEX endings_of_association ON endings (association, number);
+CREATE INDEX endings_of_bundle ON endings (bundle);
 
 -- What a compromise reaches: no key of these Batches is released, whatever its row says.
 CREATE TABLE scopes (

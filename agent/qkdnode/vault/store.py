@@ -119,6 +119,9 @@ class Store:
         self.policy = KnownPolicy()
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
+        self.decoys: set[int] | None = (
+            None  # numbers of Bundles of decoys that hold bits; None until they are looked for
+        )
         self._every: dict[type[Record], list[Any]] = {}
 
     @property
@@ -327,6 +330,8 @@ class Store:
         self._counts.clear()
         self.stretches.forget()
         self.policy.forget()
+        if self.decoys is not None:
+            self.decoys = {number for number in self.decoys if number < self.journal.size}
         self.sealing.forget()
         self.erasures.undo_request()
 
@@ -368,7 +373,7 @@ class Store:
         subject = row.subject(self.sealing.pseudonym)
         assert subject is not None, f"{row.table} rows are not journalled"
         link = getattr(row, "link", None)
-        topic = row.topic if link is None else f"{row.topic}.{link}"
+        topic = row.heading if link is None else f"{row.heading}.{link}"
         kind: type[Event] = row.event
         keys = self.sealing.pseudonyms(named)
         return self.journal.record(kind, topic, happened, subject, details, outcome, keys)

@@ -54,6 +54,7 @@ class AlarmCode(StrEnum):
     VAULT_DAMAGED = "VAULT_DAMAGED"
     NOT_ERASED = "NOT_ERASED"
     COMPROMISED = "COMPROMISED"
+    DECOY = "DECOY"
     CLOCK_STEP = "CLOCK_STEP"
     CLOCK = "CLOCK"
     CONFIG = "CONFIG"
@@ -62,6 +63,10 @@ class AlarmCode(StrEnum):
     ALGORITHM_DEPRECATED = "ALGORITHM_DEPRECATED"
     ALGORITHM_DISALLOWED = "ALGORITHM_DISALLOWED"
     ASSET_CHANGED = "ASSET_CHANGED"
+
+
+# Who is told: only roles that may know, and never the one who asked.
+CONFIDENTIAL = frozenset({AlarmCode.DECOY})
 
 
 class Severity(StrEnum):
@@ -195,6 +200,12 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.COMPROMISED: Kind(
         _CRITICAL, _PERSON, "others may know keys: see `qkdnode compromise`, stop what rests on them"
+    ),
+    AlarmCode.DECOY: Kind(
+        _CRITICAL,
+        _PERSON,
+        "somebody asked for a key that nobody was given: they know ids that they have no business with; find out from "
+        "where before they are told, and think of revoking what they can reach",
     ),
     AlarmCode.CLOCK_STEP: Kind(
         _WARNING, _PERSON, "the wall clock was set: times in the log jump there; check time synchronisation"
@@ -340,13 +351,19 @@ class Alarms:
         entry.acknowledged = entry.urgent = True
         return True
 
-    def all(self) -> tuple[Alarm, ...]:
-        """Every alarm that is known, cleared ones included, by the time of their first occurrence."""
-        return tuple(sorted((entry.alarm for entry in self._entries.values()), key=lambda alarm: alarm.first_ns))
+    def all(self, *, confidential: bool = False) -> tuple[Alarm, ...]:
+        """Every alarm that is known, cleared ones included, by the time of their first occurrence; confidential ones
+        if asked for."""
+        shown = (
+            entry.alarm for entry in self._entries.values() if confidential or entry.alarm.code not in CONFIDENTIAL
+        )
+        return tuple(sorted(shown, key=lambda alarm: alarm.first_ns))
 
     def of_this_run(self) -> tuple[Alarm, ...]:
         """Those that occurred since the start."""
-        return tuple(entry.alarm for entry in self._entries.values() if not entry.restored)
+        return tuple(
+            its.alarm for its in self._entries.values() if not its.restored and its.alarm.code not in CONFIDENTIAL
+        )
 
     def is_active(self, code: str, subject: str | None = None) -> bool:
         """Whether an alarm of this code, about this subject or any, is not over."""

@@ -188,6 +188,22 @@ class DestructionReceipt(Request, frozen=True, kw_only=True, tag="keys receipt")
     key_id: Block16
 
 
+class ShowProvenance(Request, frozen=True, kw_only=True, tag="keys provenance"):
+    """How a Batch was made, signed, for a stranger; it is named by its id, or by a key of it. Answer: Receipt."""
+
+    batch: Annotated[str, Meta(max_length=64)] | None = None
+    link: Name | None = None
+    key_id: Block16 | None = None
+
+
+class Decoys(Request, frozen=True, kw_only=True, tag="decoys"):
+    """How many decoys there are. Answer: DecoyList."""
+
+
+class RenewDecoys(Request, frozen=True, kw_only=True, tag="decoys renew"):
+    """Destroy all decoys at both ends, and make new ones. Answer: Acted."""
+
+
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Distil no more on a link until `Resume`, restarts included. Answer: Acted."""
 
@@ -307,6 +323,9 @@ AnyRequest: TypeAlias = (
     | Epochs
     | RewrapKeys
     | DestructionReceipt
+    | ShowProvenance
+    | Decoys
+    | RenewDecoys
     | Pause
     | Resume
     | Shutdown
@@ -327,9 +346,9 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due,
-    Comparisons, Reconcile,
+    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume,
+    Shutdown, Reload, ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
+    ClockShow, ClockConfirm, Due, Comparisons, Reconcile,
 )  # fmt: skip
 
 
@@ -579,6 +598,24 @@ class Receipt(Answer, frozen=True, kw_only=True):
     receipt: str
 
 
+class DecoyEntry(Answer, frozen=True, kw_only=True):
+    """The decoys of an association that hold bits here."""
+
+    local: str
+    remote: str
+    link: str
+    key_class: str
+    size_bits: int
+    keys: int
+    oldest_ns: int
+
+
+class DecoyList(Answer, frozen=True, kw_only=True):
+    """Answer to Decoys."""
+
+    decoys: tuple[DecoyEntry, ...]
+
+
 class KeyPage(Answer, frozen=True, kw_only=True):
     """Keys, and the `after` of the next page; None: there are no more."""
 
@@ -768,6 +805,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Epochs: EpochList,
     RewrapKeys: EpochList,
     DestructionReceipt: Receipt,
+    ShowProvenance: Receipt,
+    Decoys: DecoyList,
+    RenewDecoys: Acted,
     Pause: Acted,
     Resume: Acted,
     Shutdown: Acted,

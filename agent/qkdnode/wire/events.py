@@ -1,8 +1,9 @@
 """Events on the wire: what is published, what is asked for to mend a gap, and the names that PUB and SUB filter by.
 
 Published messages have two frames. The first is `+TOPIC\\0` for a Page, so that the filter by prefix tells `alarm` from
-`alarms`, and `=NAME\\0` for the Head of one subscriber. Positions are those of the audit log, from 0; a span is half
-open. Requests and answers have one frame. All bodies are MessagePack arrays, the tag first, in their one spelling.
+`alarms` (`-TOPIC\\0` for the topic that no `*` covers), and `=NAME\\0` for the Head of one subscriber. Positions are
+those of the audit log, from 0; a span is half open. Requests and answers have one frame. All bodies are MessagePack
+arrays, the tag first, in their one spelling.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -12,6 +13,7 @@ from msgspec import Meta
 
 from qkdnode.config import TopicPattern as Pattern
 from qkdnode.errors import RemoteProtocolError
+from qkdnode.ids import CONFIDENTIAL
 from qkdnode.wire.messages import U32, U64, Block16, Message
 
 MAX_LEAF_BYTES, MAX_NOTE_CHARACTERS = 16 * 1024, 8 * 1024  # as in audit
@@ -30,6 +32,7 @@ MAX_PUBLISHED_BYTES = 512 * 1024  # the longest: a Head with many topics
 MAX_ANSWER_BYTES = 4 * 1024 * 1024  # the longest: a State with many rows
 
 _OF_TOPIC, _OF_SUBSCRIBER, _END = b"+", b"=", b"\0"
+_OF_CONFIDENTIAL = b"-"  # so that who subscribes to all topics by their prefix has it not
 
 T = TypeVar("T")
 
@@ -153,7 +156,7 @@ def decode_answer(data: bytes) -> Answer:
 
 def topic_frame(topic: str) -> bytes:
     """The first frame of a Page."""
-    return _OF_TOPIC + topic.encode() + _END
+    return (_OF_CONFIDENTIAL if topic == CONFIDENTIAL else _OF_TOPIC) + topic.encode() + _END
 
 
 def head_frame(subscriber: str) -> bytes:

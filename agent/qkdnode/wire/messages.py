@@ -282,6 +282,7 @@ class Allocate(Message, frozen=True):
     key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 128)]
     key_class: Name
     agreed: Block32  # digest of the class's terms and of what its keys are bound to
+    mark: Block16 = bytes(16)  # of decoys: made with their bits; of keys: says nothing
 
 
 class Allocated(Message, frozen=True):

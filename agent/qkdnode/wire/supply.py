@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from qkdnode.errors import RemoteProtocolError
 from qkdnode.ids import Association, KeyId
-from qkdnode.wire.messages import U64, Block16, Block32, Message, Name
+from qkdnode.wire.messages import U32, U64, Block16, Block32, Message, Name
 
-VERSION = 2
+VERSION = 3
 MLKEM_KEY_BYTES = 1184
 MLKEM_CIPHERTEXT_BYTES = 1088
 SIGNATURE_BYTES = 64
@@ -24,6 +24,8 @@ MAX_CREDIT = 4096
 MAX_KEY_BITS = 65536
 MAX_IDS = 256
 MAX_KEYS = 128  # in one message
+MAX_NOTICES = 64  # acknowledged in one message
+MAX_FETCHED = 32  # asked for by id in one message
 MAX_MATERIAL_BYTES = MAX_KEY_BITS // 8  # in one message: one of the longest keys, or 128 keys of 512 bits
 MAX_BODY_BYTES = 8 * 1024
 MAX_SUPPLY_BYTES = MAX_BODY_BYTES + MAX_MATERIAL_BYTES + 1024
@@ -34,6 +36,7 @@ Session = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 Reason = Annotated[str, Meta(max_length=256)]
 KeyIds = Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_IDS)]
+FetchedIds = Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_FETCHED)]
 SizeBits = Annotated[int, Meta(ge=8, le=MAX_KEY_BITS, multiple_of=8)]
 Credit = Annotated[int, Meta(ge=1, le=MAX_CREDIT)]
 
@@ -103,6 +106,28 @@ class Unsubscribe(Message, frozen=True, tag=19):
     """Application to node: send me no more."""
 
 
+class SubscribeToFetch(Message, frozen=True, tag=22):
+    """Application to node: as Subscribe, but send me only the keys that I ask for by their ids."""
+
+    remote: Name
+    link: Name
+    size_bits: SizeBits
+    credit: Credit
+
+
+class Fetch(Message, frozen=True, tag=23):
+    """Application to node: send me these keys of my subscription. May be repeated."""
+
+    request: U32
+    key_ids: FetchedIds
+
+
+class EndedNoted(Message, frozen=True, tag=24):
+    """Application to node: these notices of ended keys have reached me."""
+
+    notices: Annotated[tuple[U64, ...], Meta(min_length=1, max_length=MAX_NOTICES)]
+
+
 class Subscribed(Message, frozen=True, tag=32):
     """Node to application: keys will follow. Say Alive at least so often."""
 
@@ -132,9 +157,31 @@ class Recorded(Message, frozen=True, tag=35):
     key_ids: KeyIds
 
 
+class NotFetched(Message, frozen=True, tag=38):
+    """Node to application: there is no key for you under these ids. It never says why."""
+
+    request: U32
+    key_ids: FetchedIds
+
+
+class FetchLater(Message, frozen=True, tag=39):
+    """Node to application: you ask too often. Nothing was looked up; ask again."""
+
+    request: U32
+
+
+class KeysEnded(Message, frozen=True, tag=40):
+    """Node to application: keys that you have are out of use, and why. Repeated until it is noted."""
+
+    notice: U64
+    stage: Name
+    reason: Annotated[str, Meta(max_length=64)]
+    key_ids: Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_KEYS)]
+
+
 Outer = Open | Accept | Refused | Unknown | Sealed
-FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe
-FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded
+FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe | SubscribeToFetch | Fetch | EndedNoted
+FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded | NotFetched | FetchLater | KeysEnded
 Body = FromApplication | FromNode
 
 _encoder = msgspec.msgpack.Encoder()

@@ -39,6 +39,18 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (True, "what-is-kept-is-looked-after"),
     },
+    Action.DECOYS_READ: {
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "decoys-are-known-to-one-role"),
+        AU: (False, DEFAULT_DENY),
+        MA: (False, DEFAULT_DENY),
+    },
+    Action.DECOYS_RENEW: {
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "decoys-are-known-to-one-role"),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.LINK_PAUSE: {
         OP: (True, "links-are-run"),
         SO: (True, "a-suspect-link-is-stopped"),

@@ -343,3 +343,13 @@ def test_a_list_that_is_asked_for_early_waits_until_all_is_gathered(node: Node) 
         return len(found)
 
     assert node.loop.run_until_complete(early()) == 8
+
+
+def test_records_of_batches_are_told_the_firmware_of_their_devices_and_the_digest_of_this_software(node: Node) -> None:
+    assert node.assets.origins(("TX-1", "QRNG-1")) == {"firmware": "TX-1 1.4.2"}
+    node.packages = (package(), package("qkdnode", "cd" * 32))
+    node.run()
+    node.qrng = replace(serial="QRNG-1", firmware="2.0.0")
+    told = node.assets.origins(("TX-1", "QRNG-1"))
+    assert told == {"firmware": "TX-1 1.4.2; QRNG-1 2.0.0", "software_digest": "cd" * 32}
+    assert node.assets.origins(("RX-9",)) == {"software_digest": "cd" * 32}

@@ -269,3 +269,25 @@ def test_an_alarm_of_a_code_that_this_software_does_not_know_stays_in_the_vault_
     assert node.recorder.alarms.all() == ()
     node.run(node.recorder.finish())
     assert list(node.alarms()) == [("FROM_THE_FUTURE", "x")]
+
+
+def test_what_is_confidential_is_in_no_line_of_the_log_and_is_stored_with_the_next_look(node: Node) -> None:
+    async def demand() -> None:
+        await node.recorder.open()
+        await asyncio.sleep(0.01)
+        node.recorder.alarm("DECOY", "application/payroll", "fetch of 1")
+        await asyncio.sleep(0.5)
+        assert not [request for request in node.asked if isinstance(request, requests.RaiseAlarm)]
+        await asyncio.sleep(1.0)
+        (stored,) = [request for request in node.asked if isinstance(request, requests.RaiseAlarm)]
+        assert (stored.code, stored.about) == ("DECOY", "application/payroll")
+        await node.recorder.finish()
+
+    node.run(demand())
+    assert "DECOY" not in str(node.log.lines)
+    assert node.recorder.alarms.all() == ()
+    assert node.recorder.alarms.of_this_run() == ()
+    (alarm,) = node.recorder.alarms.all(confidential=True)
+    assert alarm.subject == "application/payroll"
+    told = [event for _, event in node.core.group([requests.EventsAfter(position=0, limit=64)])[0].value]
+    assert [(event.topic, event.kind) for event in told if "DECOY" in event.subject] == [("decoys", "alarm.raised")]

@@ -36,7 +36,7 @@ class Desk:
 
     @property
     def only(self) -> Alarm:
-        (alarm,) = self.alarms.all()
+        (alarm,) = self.alarms.all(confidential=True)
         return alarm
 
     def take(self) -> list[tuple[int, bool, bool]]:

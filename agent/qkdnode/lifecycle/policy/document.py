@@ -89,6 +89,7 @@ class KeyClass(Table, frozen=True):
     legal_hold: bool = False
     release_when_peer_unreachable: bool = False
     custodian: Custodians = Custodians()
+    decoys: Annotated[int, Meta(ge=0, le=128)] = 0  # for each association
 
 
 class Application(Table, frozen=True):

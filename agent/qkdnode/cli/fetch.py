@@ -1,0 +1,77 @@
+"""`qkdnode fetch`: an application that asks for keys by their ids, and says what came of each, never what it is."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import click
+
+from qkdnode.cli.subscribe import salted_digest
+from qkdnode.client import AsyncSubscription, Key
+
+
+@click.command(name="fetch")
+@click.argument("key_ids", metavar="KEY_ID...", nargs=-1, required=True, type=click.UUID)
+@click.option("--endpoint", required=True, help="Where the node supplies keys, such as tcp://127.0.0.1:5601.")
+@click.option("--identity", required=True, type=click.Path(path_type=Path), help="The application's NAME.identity.")
+@click.option("--node", required=True, type=click.Path(path_type=Path), help="The node's NAME.public.")
+@click.option("--remote", required=True, help="The application at the far end, which has told the ids.")
+@click.option("--link", required=True, help="The link that the keys come from.")
+@click.option("--size", default=256, show_default=True, help="Key size in bits, a multiple of 8.")
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for all of them.")
+@click.option("--salt", default=None, help="Hexadecimal salt: print a salted digest of each key, to compare two ends.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON line for each id.")
+def command(
+    key_ids: tuple[UUID, ...],
+    endpoint: str,
+    identity: Path,
+    node: Path,
+    remote: str,
+    link: str,
+    size: int,
+    timeout: float,
+    salt: str | None,
+    as_json: bool,
+) -> None:
+    """Fetch the keys KEY_ID..., which the node then has no more. Exit 1 if the node has no key under one of the ids.
+
+    It does not say whether there is none, not yet, no more, or not for this application.
+    """
+    prefix = bytes.fromhex(salt) if salt is not None else None
+    subscription = AsyncSubscription(
+        endpoint,
+        identity=identity,
+        node=node,
+        remote=remote,
+        link=link,
+        size_bits=size,
+        credit=max(64, len(key_ids)),
+        pushed=False,
+    )
+    refused = asyncio.run(_fetch(subscription, list(dict.fromkeys(key_ids)), timeout, prefix, as_json))
+    sys.exit(1 if refused else 0)
+
+
+async def _fetch(
+    subscription: AsyncSubscription, key_ids: list[UUID], timeout: float, salt: bytes | None, as_json: bool
+) -> int:
+    """Fetch, print and acknowledge; how many were refused."""
+    async with subscription:
+        keys, refused = await subscription.fetch_some(key_ids, timeout)
+        for key in keys:
+            line = _line(key, salt)
+            click.echo(json.dumps(line) if as_json else " ".join(f"{name} {value}" for name, value in line.items()))
+            key.acknowledge()
+        for key_id in refused:
+            click.echo(json.dumps({"refused": str(key_id)}) if as_json else f"refused {key_id}: no key for us")
+    return len(refused)
+
+
+def _line(key: Key, salt: bytes | None) -> dict[str, object]:
+    line: dict[str, object] = {"key": str(key.id), "bits": key.size_bits}
+    with key:
+        if salt is not None:
+            line["digest"] = salted_digest(salt, key.material)
+    return line
