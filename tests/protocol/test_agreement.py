@@ -17,6 +17,7 @@ from qkdnode.link.surroundings import Surroundings
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
+from qkdnode.vault.rotations import AdvanceRotations
 from qkdnode.vault.scopes import FollowCompromise
 from qkdnode.wire.messages import (
     NOT_SETTLED,
@@ -65,6 +66,7 @@ class End:
             RevocationsUnconfirmed: lambda request: tuple(
                 [entry for entry in self.outbox if isinstance(entry.message, KeysRevoked | Compromised)]
             ),
+            AdvanceRotations: lambda request: (),
             FollowRevoked: lambda request: 1,
             FollowCompromise: lambda request: None,
         }

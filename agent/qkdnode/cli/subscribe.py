@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from qkdnode.cli.output import is_writable, until_writable
-from qkdnode.client import AsyncSubscription, Key
+from qkdnode.client import AsyncSubscription, GenerationChange, Key
 from qkdnode.native.secret import LockedBuffer
 
 LAST_LINE_S = 1.0  # for a reader of the output that is slow, at the end
@@ -49,7 +49,14 @@ def command(
     """Fetch keys and print a JSON line for each: its id and size, and a salted digest if asked for."""
     prefix = bytes.fromhex(salt) if salt is not None else None
     subscription = AsyncSubscription(
-        endpoint, identity=identity, node=node, remote=remote, link=link, size_bits=size, credit=credit
+        endpoint,
+        identity=identity,
+        node=node,
+        remote=remote,
+        link=link,
+        size_bits=size,
+        credit=credit,
+        on_generation=_print_generation,
     )
     received = asyncio.run(_fetch(subscription, count, prefix))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -84,8 +91,13 @@ async def _fetch(subscription: AsyncSubscription, count: int, salt: bytes | None
     return received
 
 
+def _print_generation(change: GenerationChange) -> None:
+    sys.stdout.write(json.dumps({"generation": change.number, "is": change.what}) + "\n")
+    sys.stdout.flush()
+
+
 def _print(key: Key, salt: bytes | None) -> None:
-    line: dict[str, object] = {"key": str(key.id), "bits": key.size_bits}
+    line: dict[str, object] = {"key": str(key.id), "bits": key.size_bits, "generation": key.generation}
     with key:
         if salt is not None:
             line["digest"] = salted_digest(salt, key.material)

@@ -35,6 +35,7 @@ What happens at the node comes as typed events, in the order of its audit log an
 
 from qkdnode.client.events import Events, EventsStatistics
 from qkdnode.client.order import Missed, Occurrence, SignedCheckpoint
+from qkdnode.client.subscriber import GenerationChange
 from qkdnode.client.subscription import (
     AsyncSubscription,
     Key,
@@ -48,6 +49,7 @@ __all__ = [
     "AsyncSubscription",
     "Events",
     "EventsStatistics",
+    "GenerationChange",
     "Key",
     "Missed",
     "NoKeyError",

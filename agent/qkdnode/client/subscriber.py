@@ -1,6 +1,7 @@
 """The application's end of one connection: sans-IO, time comes in, frames and keys go out."""
 
 from collections import OrderedDict
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,11 @@ from qkdnode.wire.supply import (
     Acknowledge,
     Alive,
     FromApplication,
+    GenerationAccepted,
+    GenerationCurrent,
+    GenerationNoted,
+    GenerationOffered,
+    GenerationWithdrawn,
     KeysBody,
     Open,
     Recorded,
@@ -51,6 +57,7 @@ class KeyArrived(msgspec.Struct, frozen=True):
     size_bits: int
     key_class: str
     material: SecretBuffer
+    generation: int = 1
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -59,7 +66,15 @@ class Refusal(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Transmit | KeyArrived | Refusal
+class GenerationChange(msgspec.Struct, frozen=True):
+    """What becomes of a generation of keys: it is "offered", and to be accepted; it is "current", and keys of earlier
+    ones are over, also those that only one application has; or it was offered and is "withdrawn"."""
+
+    what: Literal["offered", "current", "withdrawn"]
+    number: int
+
+
+Outcome = Transmit | KeyArrived | Refusal | GenerationChange
 
 
 class Subscriber:
@@ -91,6 +106,8 @@ class Subscriber:
         self._alive_s: float | None = None
         self._spoke_s = 0.0
         self._session_discards = 0
+        self._offered = self._accepted = 0  # generations, the newest
+        self.generation = 1  # that the node has said to be the one
         self.subscribed = False
         self.failure = ""  # why the last unusable frame was not used
         self.discarded = 0
@@ -125,6 +142,15 @@ class Subscriber:
             self._say(Acknowledge(tuple(key_id.bytes for key_id in key_ids[start : start + MAX_IDS])), now_s)
             for start in range(0, len(key_ids), MAX_IDS)
         ]
+
+    def accept(self, number: int, now_s: float) -> list[Outcome]:
+        """The application is ready for keys of a generation that was offered."""
+        self._accepted = max(self._accepted, number)
+        return [self._say(GenerationAccepted(number), now_s)] if self.subscribed else []
+
+    def hesitate(self) -> None:
+        """It is not: the next offer is reported again."""
+        self._offered = self._accepted
 
     def unsubscribe(self, now_s: float) -> list[Outcome]:
         """Ask for no more keys."""
@@ -193,7 +219,29 @@ class Subscriber:
             self._alive_s = body.alive_ms / 1000
         elif isinstance(body, SubscribeRefused):
             return [Refusal(body.reason)]
+        elif isinstance(body, GenerationOffered):
+            return self._take_offer(body.number, now_s)
+        elif isinstance(body, GenerationCurrent):
+            return self._take_current(body.number, now_s)
+        elif isinstance(body, GenerationWithdrawn):
+            return [GenerationChange("withdrawn", body.number)]
         return []
+
+    def _take_offer(self, number: int, now_s: float) -> list[Outcome]:
+        """Report an offer once, and accept again what was accepted."""
+        if number == self._accepted:
+            return self.accept(number, now_s)
+        if number <= self._offered:
+            return []
+        self._offered = number
+        return [GenerationChange("offered", number)]
+
+    def _take_current(self, number: int, now_s: float) -> list[Outcome]:
+        outcomes: list[Outcome] = [self._say(GenerationNoted(number), now_s)] if self.subscribed else []
+        if number > self.generation:
+            self.generation = number
+            outcomes.append(GenerationChange("current", number))
+        return outcomes
 
     def _take_keys(self, body: KeysBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
         """Report the keys that are new, acknowledge again what was acknowledged; the material stays the caller's."""
@@ -216,7 +264,8 @@ class Subscriber:
                     self.failure = str(error)  # this key and those behind it come again
                     break
                 self._held.add(key_id)
-                outcomes.append(KeyArrived(key_id, association, body.size_bits, body.key_class, own))
+                arrived = KeyArrived(key_id, association, body.size_bits, body.key_class, own, body.generation)
+                outcomes.append(arrived)
         return outcomes + (self.acknowledge(again, now_s) if again else [])
 
     def _discard(self, now_s: float) -> list[Outcome]:

@@ -15,7 +15,7 @@ import msgspec
 from qkdnode.channel.dialler import Dialler
 from qkdnode.channel.identity import load_identity, load_public_node
 from qkdnode.channel.socket import Limits
-from qkdnode.client.subscriber import KeyArrived, Outcome, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import GenerationChange, KeyArrived, Outcome, Refusal, Subscriber, Transmit
 from qkdnode.errors import AccessDeniedError, ConfigError, QkdnodeError, SupplyError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
@@ -59,6 +59,7 @@ class Key:
         self.association: Association = arrived.association
         self.size_bits = arrived.size_bits
         self.key_class = arrived.key_class
+        self.generation = arrived.generation
         self.material: SecretBuffer = arrived.material
         self._acknowledge = acknowledge
         self._acknowledged = False
@@ -86,6 +87,9 @@ class AsyncSubscription:
 
     `timeout` seconds without a key is a NoKeyError; None waits for ever. AccessDeniedError if the node refuses;
     SupplyError if it does not prove to be the node of the .public file.
+
+    `on_generation` is called in the event loop with what becomes of generations of keys. An offer is accepted when it
+    returns; if it raises, the node offers it again.
     """
 
     def __init__(
@@ -100,12 +104,14 @@ class AsyncSubscription:
         credit: int = 64,
         timeout: float | None = None,
         limits: Limits = LIMITS,
+        on_generation: Callable[[GenerationChange], None] = lambda change: None,
     ) -> None:
         if not 8 <= size_bits <= MAX_KEY_BITS or size_bits % 8:
             raise ConfigError(f"`size_bits` is {size_bits}: give a multiple of 8 from 8 to {MAX_KEY_BITS}")
         if not 1 <= credit <= MAX_CREDIT:
             raise ConfigError(f"`credit` is {credit}: give 1 to {MAX_CREDIT}")
         self._endpoint, self._timeout, self._credit, self._limits = endpoint, timeout, credit, limits
+        self._on_generation = on_generation
         self._node = load_public_node(node)
         self._identity = load_identity(identity)
         self._subscriber = Subscriber(
@@ -273,8 +279,21 @@ class AsyncSubscription:
                 case KeyArrived():
                     self._arrived.append(Key(outcome, self.acknowledge))
                     self._wake()
+                case GenerationChange():
+                    self._change(outcome)
                 case Refusal(reason):
                     self._fail(AccessDeniedError(f"node {self._node.name} refuses {self._identity.name}: {reason}"))
+
+    def _change(self, change: GenerationChange) -> None:
+        try:
+            self._on_generation(change)
+        except Exception as error:
+            self._subscriber.hesitate()
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "on_generation failed", "exception": error})
+            return
+        if change.what == "offered":
+            self._apply(self._subscriber.accept(change.number, time.monotonic()))
 
     def _send(self, frame: bytes) -> None:
         if self._dialler is not None and self._dialler.connected:
@@ -430,10 +449,12 @@ def subscribe(
     size_bits: int = 256,
     credit: int = 64,
     timeout: float | None = None,
+    on_generation: Callable[[GenerationChange], None] = lambda change: None,
 ) -> Subscription:
     """Subscribe to keys shared with the application `remote` by way of `link`; see the package's example.
 
-    At most `credit` keys are sent ahead of their acknowledgement. The errors are those of AsyncSubscription.
+    At most `credit` keys are sent ahead of their acknowledgement. `on_generation` and the errors are those of
+    AsyncSubscription; it is called in the thread of the subscription.
     """
     return Subscription(
         AsyncSubscription(
@@ -445,5 +466,6 @@ def subscribe(
             size_bits=size_bits,
             credit=credit,
             timeout=timeout,
+            on_generation=on_generation,
         )
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer
 
 
@@ -19,3 +20,4 @@ class Surroundings(msgspec.Struct, frozen=True):
     notify_supply: Callable[[str], None]  # an application's outbox may have grown
     monotonic_ns: Callable[[], int]
     log: Any
+    notify_rotation: Callable[[Association], None] = lambda association: None  # it has gone on

@@ -156,6 +156,7 @@ class Agent:
                 ask_vault=self.ask,
                 draw=self._entropy.draw,
                 notify_supply=self._notify_supply,
+                notify_rotation=self._notify_rotation,
                 on_refused=partial(self._refused, section.name),
                 recorder=self._recorder,
                 log=self._log,
@@ -311,6 +312,7 @@ class Agent:
             record=self._recorder.record_access,
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
+            on_acknowledged=self._acknowledged,
             may_release=self._may_release,
             peer_reachable=self._is_current,
         )
@@ -473,6 +475,16 @@ class Agent:
         link = self._links.get(association.source)
         if link is not None:
             link.link.agreement.wake()
+
+    def _acknowledged(self, association: Association) -> None:
+        """An application is ready for a generation: the neighbour is told."""
+        link = self._links.get(association.source)
+        if link is not None:
+            link.link.agreement.rotated()
+
+    def _notify_rotation(self, association: Association) -> None:
+        if self._supply is not None:
+            self._supply.rotated(association)
 
     def _notify_supply(self, application: str) -> None:
         if self._supply is not None:

@@ -8,7 +8,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, entitlements, keys, outbox, reach, revocations, stock
+from qkdnode.vault import bundles, entitlements, generations, keys, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import (
     ID_BYTES,
@@ -73,6 +73,10 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     if association is None:
         raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
     link = known_link(store, association.link)
+    supplied = generations.to_cut(store, association.number)
+    generation = supplied[0] if request.generation is None else request.generation
+    if generation not in supplied:
+        raise LocalProtocolError(f"no keys of generation {generation} of {request.association} are cut now")
     allotment = entitlements.allot(store, association, count, size)
     ids = [UUID(bytes=request.entropy[i : i + ID_BYTES], version=4) for i in range(0, ID_BYTES * count, ID_BYTES)]
     done = 0
@@ -84,13 +88,13 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
             packed = b"".join(key.bytes for key in these)
             cut = bundles.Cut(
                 link.link, run.batch, link.role, run.start, size, packed,
-                allotment.key_class, allotment.policy, allotment.binding,
+                allotment.key_class, allotment.policy, allotment.binding, generation,
             )  # fmt: skip
             number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
         batch = unpack_batch(run.batch)
         message = Allocate(
             number, association.local, association.remote, batch, run.start, size, packed,
-            allotment.key_class, allotment.agreed,
+            allotment.key_class, allotment.agreed, generation,
         )  # fmt: skip
         outbox.post(store, link.link, number, message)
     entitlements.book(store, association, count * size)
@@ -115,6 +119,8 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     if settled is not None and settled.state == PENDING:
         return NOT_SETTLED
     association = _known(store, Association(allocate.remote, allocate.local, link.link))
+    if association is not None and generations.may_come(store, association.number, allocate.generation):
+        return NOT_SETTLED  # its proposal is on the way
     reason, outcome, allotment = _refusal(store, association, allocate, settled, half, end), REFUSED, None
     if association is not None and reason is None:
         judged = entitlements.accept(store, association, allocate)
@@ -136,7 +142,7 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     with stock.cut(store, link.link, half, batch, allocate.offset_bits, end) as material:
         cut = bundles.Cut(
             link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids,
-            allotment.key_class, allotment.policy, allotment.binding,
+            allotment.key_class, allotment.policy, allotment.binding, allocate.generation,
         )  # fmt: skip
         bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
@@ -192,6 +198,8 @@ def _refusal(
     ids = bundles.split(allocate.key_ids)
     if association is None:
         return "unknown association"
+    if allocate.generation not in generations.to_cut(store, association.number):
+        return f"generation {allocate.generation} is not supplied"
     if batch is None or batch.state != READY:
         return "unknown Batch" if batch is None else f"Batch is {batch.state}"
     if allocate.size_bits not in SIZES_BITS or allocate.offset_bits % 8 or len(allocate.key_ids) % ID_BYTES:

@@ -58,6 +58,7 @@ class Cut(msgspec.Struct, frozen=True):
     key_class: str
     policy: int
     binding: bytes
+    generation: int
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -105,6 +106,7 @@ def make(
         binding=cut.binding,
         agent=store.node,
         policy=cut.policy,
+        key_generation=cut.generation,
         size_bits=cut.size_bits,
         batch=cut.batch,
         half=cut.half,
@@ -140,6 +142,7 @@ def make(
         "bits": cut.size_bits,
         "class": cut.key_class,
         "policy": cut.policy,
+        "generation": cut.generation,
     }
     return store.create(row, f"key.{stage}", "done", ids, **details)
 

@@ -44,6 +44,7 @@ from qkdnode.vault import (
     readback,
     receipts,
     revocations,
+    rotations,
     schema,
     scopes,
     scrub,
@@ -67,6 +68,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
+    rotations,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -26,7 +26,7 @@ from qkdnode.lifecycle.policy.decision import (
 )
 from qkdnode.lifecycle.policy.document import SECOND_NS, Application, KeyClass
 from qkdnode.lifecycle.policy.quotas import Allowance, Held, Room
-from qkdnode.vault import policies, stock
+from qkdnode.vault import generations, policies, stock
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import HELD, Bundle, KnownAssociation, Link
 from qkdnode.vault.requests import Entitle, Entitlement, ExplainPolicy, Explanation
@@ -79,6 +79,7 @@ def entitle(store: Store, request: Entitle) -> Entitlement:
         _outstanding(store, known, decision.terms),
         left.keys,
         left.rule,
+        generations.to_cut(store, known.number)[0],
     )
 
 
@@ -263,8 +264,9 @@ def _outstanding(store: Store, association: KnownAssociation, terms: KeyClass) -
     return int(
         store.scalar(
             "SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding "
-            f"AND state = '{HELD}' AND NOT (class = ? AND allocated_ns < ?)",
+            f"AND state = '{HELD}' AND key_generation = ? AND NOT (class = ? AND allocated_ns < ?)",
             association.number,
+            generations.to_cut(store, association.number)[0],
             terms.name,
             oldest,
         )

@@ -109,6 +109,7 @@ class Store:
         self.reading = False  # the request in progress may change nothing
         self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
+        self.generations: tuple[list[Any], dict[int, Any]] | None = None  # of associations, by their numbers
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
         self._every: dict[type[Record], list[Any]] = {}

@@ -88,6 +88,7 @@ class KeyClass(Table, frozen=True):
     retain_metadata_s: Seconds | None = None
     legal_hold: bool = False
     release_when_peer_unreachable: bool = False
+    rotate_without_acknowledgement: bool = False  # of an application that is away
     custodian: Custodians = Custodians()
 
 
