@@ -138,6 +138,7 @@ class Agent:
             alarms=self.alarms,
             acknowledge=self.acknowledge,
             revoked=lambda links: self.done.append(("revoked", *links)),
+            rotated=lambda: self.done.append(("rotated",)),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,

@@ -1,10 +1,12 @@
 """The tables of a rotation: which way is taken when, what is released and cut in each phase."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from qkdnode.ids import ALICE, BOB, ROLES
+from qkdnode.lifecycle import drawing
 from qkdnode.lifecycle.rotation import (
     GIVEN_UP_IN,
     GRACE_NS,
@@ -103,3 +105,9 @@ def test_the_old_generation_is_closed_when_pairs_are_whole_or_patience_is_at_its
     assert is_quiet(LINGER_NS, 0)
     assert not is_quiet(GRACE_NS - 1, 1)
     assert is_quiet(GRACE_NS, 1)
+
+
+def test_the_document_shows_both_tables() -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs/lifecycle.md").read_text()
+    assert drawing.phases() in document
+    assert drawing.rotation_ways() in document

@@ -460,7 +460,8 @@ def test_an_application_that_does_not_answer_is_waited_for_unless_the_policy_say
     pair: Pair, goes_without: bool
 ) -> None:
     document = (
-        b'format = "qkdnode-policy/1"\nlevels = ["open"]\n[[class]]\nname = "qkd"\nlabel = "open"\npurpose = "session"\n'
+        b'format = "qkdnode-policy/1"\nlevels = ["open"]\n'
+        + b'[[class]]\nname = "qkd"\nlabel = "open"\npurpose = "session"\n'
         + b"rotate_without_acknowledgement = %s\n" % str(goes_without).lower().encode()
         + b'[[rule]]\nname = "all"\neffect = "permit"\n'
     )
