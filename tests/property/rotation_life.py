@@ -150,7 +150,7 @@ class RotatingEnd(End):
                 self._call(FollowRevoked(link=LINK, message=message))
             case _:
                 if not self._call(FollowRotation(link=LINK, message=rotation_message(what, remote, local))):
-                    return [Delivered(0, "not followed", KEY.bytes)]
+                    return [Delivered(0, remote, KEY.bytes)]  # any answer stands for none: it is not followed
         return []
 
 
@@ -180,8 +180,8 @@ def token_of(message: Message) -> Token:
             return ("Stands", str(number), phase)
         case RotationGivenUp(number=number):
             return ("GivenUp", str(number))
-        case Delivered(application=application):
-            return ("not followed",) if application == "not followed" else ("Delivered",)
+        case Delivered():
+            return ("Delivered",)
         case KeysRevoked(reason=reason, stages=stages):
             return ("KeysRevoked", reason, stages.decode())
         case Allocate():
@@ -276,8 +276,7 @@ class Search:
         views = list(world.views)
         views[side], said = self.ends[side].step(views[side], what)  # type: ignore[arg-type, call-overload]
         self._demand_forward(world.views[side], views[side])
-        followed = ("not followed",) not in said
-        if followed and what in views[1 - side].outbox:
+        if not said and what in views[1 - side].outbox:
             views[1 - side], _ = self.ends[1 - side].step(views[1 - side], ("heard", *what))  # type: ignore[arg-type, call-overload]
         sent = list(world.sent)
         sent[side] |= views[side].outbox

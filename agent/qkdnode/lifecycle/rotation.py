@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from qkdnode.ids import ALICE, BOB, ROLES, other_role
+from qkdnode.lifecycle.policy.document import Rotation
 
 FIRST = 1  # the generation of an association's first keys
 SECOND_NS = 10**9
@@ -128,3 +129,45 @@ def cut_for(phase: Phase, current: int, number: int) -> tuple[int, ...]:
 def is_quiet(since_cut_ns: int, unpaired: int) -> bool:
     """Whether the old generation can be closed: acknowledgements have come in, and all pairs are made or given up."""
     return since_cut_ns >= GRACE_NS or (since_cut_ns >= LINGER_NS and not unpaired)
+
+
+# --- when a generation is over by itself -----------------------------------------------------------------------------
+
+RETRY_NS = 600 * SECOND_NS  # after a rotation that was given up, before the policy begins another
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of the generation that is supplied. None: it has not happened."""
+
+    now_ns: int
+    since_ns: int  # the first of its keys was cut, or it took the place of another
+    keys: int  # cut of it
+    bits: int
+    deprecated_ns: int | None = None  # the latest deprecation of an algorithm that its keys are used or sealed with
+    degraded_ns: int | None = None  # the latest degradation of what they are made with, if it lasts
+    given_up_ns: int | None = None  # the last rotation was
+
+
+def due(terms: Rotation, usage: Usage) -> str | None:
+    """Why a generation is to be replaced now; None if it is not.
+
+    Dates, deprecations and degradations end each generation that was supplied before them, once. What was given up is
+    not begun again for a while.
+    """
+    if usage.given_up_ns is not None and usage.now_ns - usage.given_up_ns < RETRY_NS:
+        return None
+    for reason, is_due in (
+        ("time", terms.every_s is not None and usage.now_ns - usage.since_ns >= terms.every_s * SECOND_NS),
+        ("keys", terms.keys is not None and usage.keys >= terms.keys),
+        ("bytes", terms.bytes is not None and usage.bits >= 8 * terms.bytes),
+        ("date", _passed(terms.at, usage)),
+        ("deprecated", terms.on_deprecated and _passed(usage.deprecated_ns, usage)),
+        ("degraded", terms.on_degraded and _passed(usage.degraded_ns, usage)),
+    ):
+        if is_due:
+            return reason
+    return None
+
+
+def _passed(moment_ns: int | None, usage: Usage) -> bool:
+    return moment_ns is not None and usage.since_ns < moment_ns <= usage.now_ns

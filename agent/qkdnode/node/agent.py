@@ -29,6 +29,7 @@ from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
+from qkdnode.node.rotations import RotationWatch
 from qkdnode.node.service_manager import ServiceManager
 from qkdnode.node.upkeep import Care, move_rows
 from qkdnode.node.vigil import Vigil
@@ -80,6 +81,7 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._caring: asyncio.Task[None] | None = None
+        self._rotating: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._algorithms: AlgorithmWatch
         self._assets: Assets
@@ -184,6 +186,15 @@ class Agent:
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
         self._caring = asyncio.create_task(care.run(), name="care")
+        rotations = RotationWatch(
+            world=self._world,
+            recorder=self._recorder,
+            links=self._links,
+            algorithms=self._algorithms,
+            qrngs=lambda: tuple(qrng.serial for qrng in self._config.qrng),
+            ask=self.ask,
+        )
+        self._rotating = asyncio.create_task(rotations.run(), name="rotations")
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._started = True
@@ -194,8 +205,16 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        beside = (self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._recorder.keeper)
-        watched += [task for task in beside if task is not None]
+        beside = (
+            self._vigilant,
+            self._rechecking,
+            self._comparing,
+            self._moving,
+            self._caring,
+            self._rotating,
+            self._recorder.keeper,
+        )
+        watched += [task for task in (*beside, self._recorder.keeper) if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -210,7 +229,15 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        helpers = (self._reading, self._vigilant, self._rechecking, self._comparing, self._moving, self._caring)
+        helpers = (
+            self._reading,
+            self._vigilant,
+            self._rechecking,
+            self._comparing,
+            self._moving,
+            self._caring,
+            self._rotating,
+        )
         for beside in helpers:
             if beside is not None:
                 beside.cancel()

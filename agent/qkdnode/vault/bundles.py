@@ -135,6 +135,8 @@ def make(
     store.connection.executemany(
         "INSERT OR IGNORE INTO key_heads VALUES (?, ?)", [(head, number) for head in sorted(_heads(ids))]
     )
+    store.tally(f"keys cut of {association.number}/{cut.generation}", len(ids))
+    store.tally(f"bits cut of {association.number}/{cut.generation}", len(ids) * cut.size_bits)
     details: dict[str, Detail] = {
         "association": store.sealing.pseudonym(association.binding),
         "batch": str(unpack_batch(cut.batch)),

@@ -13,6 +13,7 @@ from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.ids import ALICE, BOB, Association
 from qkdnode.lifecycle import rotation
+from qkdnode.lifecycle.policy.document import KeyClass
 from qkdnode.lifecycle.reasons import Reason, revocation
 from qkdnode.lifecycle.rotation import FIRST, GIVEN_UP_IN, ORDER, PHASES, WAITS_FOR, Fact, Phase
 from qkdnode.lifecycle.states import LETTERS, Stage, Step
@@ -97,6 +98,16 @@ class EndGenerations(Request, frozen=True):
     """Move at most so many Bundles behind the generations that are over. Answer: bool, whether some are left."""
 
     rows: int = 16
+
+
+class RotateDue(Request, frozen=True):
+    """Begin the rotations that the terms of classes ask for. Answer: tuple[Association, ...], of those begun.
+
+    `deprecated` has the moments from which algorithms are deprecated, `degraded` since when a link is.
+    """
+
+    deprecated: dict[str, int]
+    degraded: dict[str, int]
 
 
 class RotationState(msgspec.Struct, frozen=True):
@@ -197,6 +208,45 @@ def all_of_them(store: Store, request: Rotations) -> tuple[RotationState, ...]:
     """Rotations."""
     found = store.find_sound(KnownAssociation, "true ORDER BY number")
     return tuple(_state(store, known, _row(store, known)) for known in found)
+
+
+def rotate_due(store: Store, request: RotateDue) -> tuple[Association, ...]:
+    """RotateDue."""
+    begun = []
+    for known in store.find_sound(KnownAssociation, "true ORDER BY number"):
+        row, terms = _row(store, known), _terms(store, known)
+        if row.phase != Phase.STEADY or terms is None or terms.rotation is None:
+            continue
+        usage = _usage(store, known, row, terms, request)
+        reason = None if usage is None else rotation.due(terms.rotation, usage)
+        if reason is not None:
+            _start(store, known, row, reason, "policy")
+            begun.append(known.association)
+    return tuple(begun)
+
+
+def _usage(
+    store: Store, known: KnownAssociation, row: Generations, terms: KeyClass, request: RotateDue
+) -> rotation.Usage | None:
+    """What has become of the generation that is supplied; None if no key was cut of it."""
+    its = f"{known.number}/{row.current}"
+    oldest = store.rows(
+        "SELECT allocated_ns FROM bundles WHERE association = ? AND key_generation = ? ORDER BY number LIMIT 1",
+        known.number, row.current,
+    )  # fmt: skip
+    if not oldest:
+        return None
+    deprecated = request.deprecated
+    moments = [deprecated[name] for name in (*(terms.algorithms or ()), store.wrap_algorithm) if name in deprecated]
+    return rotation.Usage(
+        now_ns=store.now_ns,
+        since_ns=row.since_ns or int(oldest[0][0]),
+        keys=store.tallied(f"keys cut of {its}"),
+        bits=store.tallied(f"bits cut of {its}"),
+        deprecated_ns=max(moments, default=None),
+        degraded_ns=request.degraded.get(known.link),
+        given_up_ns=row.phase_ns if row.result not in ("", DONE) else None,
+    )
 
 
 # --- said by the neighbour -------------------------------------------------------------------------------------------
@@ -349,9 +399,14 @@ def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generat
 
 def _goes_without(store: Store, known: KnownAssociation) -> bool:
     """Whether the class of the newest keys lets a rotation go on without their application."""
-    newest = store.find_sound(Bundle, "association = ? ORDER BY number DESC LIMIT 1", known.number)
-    its = policies.in_force(store).document.key_class(newest[0].class_) if newest else None
+    its = _terms(store, known)
     return its is not None and its.rotate_without_acknowledgement
+
+
+def _terms(store: Store, known: KnownAssociation) -> KeyClass | None:
+    """The terms of the class of an association's newest keys, as the policy in force has them."""
+    newest = store.find_sound(Bundle, "association = ? ORDER BY key_generation DESC, number DESC LIMIT 1", known.number)
+    return policies.in_force(store).document.key_class(newest[0].class_) if newest else None
 
 
 # --- rows that follow -------------------------------------------------------------------------------------------------
@@ -473,6 +528,7 @@ HANDLERS = {
     GenerationPrepared: prepared,
     GenerationAcknowledged: acknowledged,
     AdvanceRotations: advance_all,
+    RotateDue: rotate_due,
     ShowRotation: show,
     Rotations: all_of_them,
     EndGenerations: end_generations,

@@ -293,6 +293,15 @@ class Store:
         keys = self.sealing.pseudonyms(named)
         return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome, keys)
 
+    def tally(self, name: str, by: int) -> None:
+        """Add to a count that is kept with the rows."""
+        self._counts[name] += by
+
+    def tallied(self, name: str) -> int:
+        """What was counted under a name, in the requests before this one."""
+        rows = self.rows("SELECT value FROM counts WHERE name = ?", name)
+        return int(rows[0][0]) if rows else 0
+
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
         first, last = self.journal.write()

@@ -2,21 +2,27 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from qkdnode.ids import ALICE, BOB, ROLES
 from qkdnode.lifecycle import drawing
+from qkdnode.lifecycle.policy.document import Rotation
 from qkdnode.lifecycle.rotation import (
     GIVEN_UP_IN,
     GRACE_NS,
     LINGER_NS,
     ORDER,
     PHASES,
+    RETRY_NS,
     WAYS,
     Fact,
     Phase,
+    Usage,
     cut_for,
+    due,
     following,
     is_quiet,
     may_follow,
@@ -111,3 +117,36 @@ def test_the_document_shows_both_tables() -> None:
     document = (Path(__file__).resolve().parents[3] / "docs/lifecycle.md").read_text()
     assert drawing.phases() in document
     assert drawing.rotation_ways() in document
+
+
+# --- when a generation is over by itself -----------------------------------------------------------------------------
+
+DAY_NS = 86_400 * 10**9
+FRESH = Usage(now_ns=10 * DAY_NS, since_ns=9 * DAY_NS, keys=99, bits=8 * 99)
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "reason"),
+    [
+        (Rotation(every_s=86_401), {}, None),
+        (Rotation(every_s=86_400), {}, "time"),
+        (Rotation(keys=100), {}, None),
+        (Rotation(keys=99), {}, "keys"),
+        (Rotation(bytes=100), {}, None),
+        (Rotation(bytes=99), {}, "bytes"),
+        (Rotation(at=10 * DAY_NS + 1), {}, None),
+        (Rotation(at=10 * DAY_NS), {}, "date"),
+        (Rotation(at=9 * DAY_NS), {}, None),
+        (Rotation(), {"deprecated_ns": 10 * DAY_NS}, None),
+        (Rotation(on_deprecated=True), {}, None),
+        (Rotation(on_deprecated=True), {"deprecated_ns": 10 * DAY_NS}, "deprecated"),
+        (Rotation(on_deprecated=True), {"deprecated_ns": 9 * DAY_NS}, None),
+        (Rotation(), {"degraded_ns": 10 * DAY_NS}, None),
+        (Rotation(on_degraded=True), {"degraded_ns": 10 * DAY_NS}, "degraded"),
+        (Rotation(on_degraded=True), {"degraded_ns": 8 * DAY_NS}, None),
+        (Rotation(keys=1, every_s=1), {"given_up_ns": 10 * DAY_NS - RETRY_NS + 1}, None),
+        (Rotation(keys=1, every_s=1), {"given_up_ns": 10 * DAY_NS - RETRY_NS}, "time"),
+    ],
+)
+def test_each_term_begins_a_rotation_at_its_limit_and_once(terms: Rotation, changes: Any, reason: str | None) -> None:
+    assert due(terms, msgspec.structs.replace(FRESH, **changes)) == reason

@@ -9,12 +9,12 @@ from rotating import accept, begin, carry, end_rows, hear, look, offered, opens,
 from vaults import HERE, LINK, SECOND_NS, End, Pair, contents, waiting
 
 from qkdnode.errors import LocalProtocolError, VaultDamagedError, VaultError
-from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, LINGER_NS, PATIENCE_NS, Phase
+from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, LINGER_NS, PATIENCE_NS, RETRY_NS, Phase
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.records import Bundle
 from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, KeysDelivered, OpenKeys
 from qkdnode.vault.revocations import RevokeKeys
-from qkdnode.vault.rotations import BeginRotation, FollowRotation, GiveUpRotation, Rotations
+from qkdnode.vault.rotations import BeginRotation, FollowRotation, GiveUpRotation, RotateDue, Rotations
 from qkdnode.wire.messages import (
     NOT_SETTLED,
     REFUSED,
@@ -552,3 +552,64 @@ def test_many_generations_follow_one_another_and_all_but_the_last_are_over(pair:
     for end in pair.ends:
         assert set(offered(end)) == set(made[5])
         assert state_of(end).ending == 0
+
+
+# --- by the terms of a class -----------------------------------------------------------------------------------------
+
+
+def policy(rotation: str) -> bytes:
+    lines = (
+        'format = "qkdnode-policy/1"', 'levels = ["open"]', "[[class]]", 'name = "qkd"', 'label = "open"',
+        'purpose = "session"', 'algorithms = ["AES-256-GCM", "OTP"]', f"rotation = {{ {rotation} }}",
+        "[[rule]]", 'name = "all"', 'effect = "permit"',
+    )  # fmt: skip
+    return "\n".join(lines).encode()
+
+
+def begun(end: End, **facts: dict[str, int]) -> Any:
+    found = end.call(RotateDue(**{"deprecated": {}, "degraded": {}, **facts}))
+    return state_of(end).reason if found else None
+
+
+def test_the_terms_of_a_class_begin_a_rotation_by_count_and_by_time(pair: Pair) -> None:
+    pair.stock()
+    for end in pair.ends:
+        end.apply(policy("keys = 3, every_s = 1000"))
+    assert begun(pair.alice) is None, "there is no key yet"
+    pair.ready(count=2)
+    assert begun(pair.alice) is None
+    pair.ready(pair.bob, count=1)
+    assert [begun(end) for end in pair.ends] == ["keys", "keys"]
+    assert begun(pair.alice) is None, "it is on the way"
+    carried(pair)
+    assert [state_of(end).by for end in pair.ends] == ["policy", "policy"]
+    prepared(pair, keys=1)
+    cut_over(pair)
+    closed(pair)
+    assert begun(pair.alice) is None, "counts begin anew with each generation"
+    wait(pair, 1000 * SECOND_NS)
+    assert begun(pair.alice) == "time"
+    give_up(pair.alice)
+    assert begun(pair.alice) is None, "not at once after it was given up"
+    wait(pair, RETRY_NS)
+    assert begun(pair.alice) == "time"
+
+
+def test_deprecation_and_degradation_begin_a_rotation_where_they_concern_the_keys(pair: Pair) -> None:
+    pair.stock()
+    for end in pair.ends:
+        end.apply(policy("on_deprecated = true, on_degraded = true"))
+    pair.ready(count=1)
+    wait(pair, 100 * SECOND_NS)
+    soon = pair.alice.now_ns - SECOND_NS
+    assert begun(pair.alice, deprecated={"AES-128-GCM": soon}, degraded={"other": soon}) is None
+    assert begun(pair.alice, deprecated={"OTP": soon}) == "deprecated", "the class allows it"
+    assert begun(pair.bob, degraded={LINK: soon}) == "degraded"
+
+
+def test_a_node_without_terms_rotates_nothing(pair: Pair) -> None:
+    pair.stock()
+    pair.ready(count=3)
+    wait(pair, EXPIRES_NS)
+    now = pair.alice.now_ns
+    assert begun(pair.alice, deprecated={"AES-256-GCM": now - 1}, degraded={LINK: now - 1}) is None
