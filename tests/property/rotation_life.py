@@ -213,11 +213,11 @@ class Search:
         begins: tuple[bool, bool] = (True, True),
         gives_up: tuple[bool, bool] = (True, True),
         newest: int = 2,
-        keys: bool = True,
+        takes: tuple[bool, bool] = (True, True),
         repeats: bool = True,
     ) -> None:
         self.ends, self._begins, self._gives_up = ends, begins, gives_up
-        self._newest, self._keys, self._repeats = newest, keys, repeats
+        self._newest, self._takes, self._repeats = newest, takes, repeats
         self.worlds = self.transitions = 0
         self._settled: set[tuple[Any, ...]] = set()
 
@@ -262,7 +262,7 @@ class Search:
             yield ("grace",)
         if view.ending:
             yield ("move",)
-        if self._keys and view.opens:
+        if self._takes[side] and view.opens:
             yield ("take",)
         if world.has[side] and not world.acknowledged[side]:
             yield ("acknowledge",)
@@ -287,8 +287,6 @@ class Search:
 
     @staticmethod
     def _demand_release(world: World, side: int) -> None:
-        if any(view.current > 1 for view in world.views):
-            raise Violation("an old key is released after an application was told that they are over")
         if world.acknowledged[side]:
             raise Violation("a key is released again after its acknowledgement")
 
@@ -304,6 +302,8 @@ class Search:
     @staticmethod
     def _demand(world: World) -> None:
         alice, bob = world.views
+        if max(alice.current, bob.current) > 1 and (alice.opens or bob.opens):
+            raise Violation("an old key is to be had after an application was told that they are over")
         for view in world.views:
             is_supplied = view.current == 1 and view.phase not in (Phase.CUT, Phase.CLOSED)
             if is_supplied and view.stage is Stage.READY and not view.opens:
@@ -313,6 +313,9 @@ class Search:
             if view.opens and view.phase is Phase.CUT and not view.far:
                 raise Violation("an old key that nobody has is released after the cut")
         for view, other in ((alice, bob), (bob, alice)):
+            is_accepted = other.number == view.number and other.phase in (Phase.ACKNOWLEDGED, Phase.CUT, Phase.CLOSED)
+            if view.phase in (Phase.CUT, Phase.CLOSED) and not is_accepted and other.current < view.number:
+                raise Violation("an end has cut, and the other's application has not accepted the new generation")
             supplied = view.number if view.phase in (Phase.CUT, Phase.CLOSED) else view.current
             is_given_up = other.number == 0 and other.current < other.newest and other.phase is Phase.STEADY
             if is_given_up and other.current < supplied <= other.newest:
@@ -355,7 +358,7 @@ class Search:
                 world = self._after(world, side, ("move",))
             for token in sorted(world.views[side].outbox):
                 world = self._after(world, 1 - side, token)
-            if self._keys and world.views[side].opens and not world.has[side]:
+            if any(self._takes) and world.views[side].opens and not world.has[side]:
                 world = self._after(world, side, ("take",))
         return world
 

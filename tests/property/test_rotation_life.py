@@ -16,14 +16,16 @@ from qkdnode.wire.messages import KeysRevoked, RotationGivenUp, RotationProposed
 
 # Begun by Alice, and Bob wishes to give up; by Bob; one after another; and with an old key that applications take and
 # acknowledge at any time.
-BY_ALICE: dict[str, Any] = {"begins": (True, False), "gives_up": (True, True), "keys": False}
-BY_BOB: dict[str, Any] = {"begins": (False, True), "gives_up": (False, True), "keys": False}
-AGAIN: dict[str, Any] = {"begins": (True, False), "gives_up": (False, False), "keys": False, "newest": 3}
-WITH_A_KEY: dict[str, Any] = {"begins": (True, False), "gives_up": (False, False), "repeats": False}
+BY_ALICE: dict[str, Any] = {"begins": (True, False), "gives_up": (True, True), "takes": (False, False)}
+BY_BOB: dict[str, Any] = {"begins": (False, True), "gives_up": (False, True), "takes": (False, False)}
+IN_ORDER: dict[str, Any] = {"begins": (True, False), "gives_up": (False, False), "repeats": False}
+AGAIN = {**IN_ORDER, "takes": (False, False), "newest": 3}
+WITH_A_KEY = {**IN_ORDER, "takes": (True, False)}
+TAKEN_BY_BOTH = {**IN_ORDER, "takes": (True, True)}
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.mark.parametrize(("scenario", "worlds"), [(BY_ALICE, 1_600), (BY_BOB, 1_400), (AGAIN, 600)])
+@pytest.mark.parametrize(("scenario", "worlds"), [(BY_ALICE, 1_600), (BY_BOB, 1_400)])
 def test_whatever_the_wire_and_the_operators_do_both_ends_come_to_the_same(scenario: Any, worlds: int) -> None:
     with both_ends() as ends:
         search = Search(ends, **scenario)
@@ -144,9 +146,20 @@ FAULTS: dict[str, Plant] = {
 }
 
 
+FOUND_IN: dict[str, dict[str, Any]] = {
+    "old keys go out after the close": WITH_A_KEY,
+    "an end is steady before the other has closed": WITH_A_KEY,
+    "an end closes before the other has cut": WITH_A_KEY,
+    "old keys go out after the cut": WITH_A_KEY,
+    "generations are not looked at on release": WITH_A_KEY,
+    "what Bob wants is not told": BY_BOB,
+    "a key that is destroyed while the far end takes it for active is not told": TAKEN_BY_BOTH,
+    "what cannot be followed yet is confirmed": AGAIN,
+}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
-    with pytest.raises(Violation), both_ends() as ends:  # noqa: PT012
-        for scenario in (BY_ALICE, BY_BOB, AGAIN, WITH_A_KEY):
-            Search(ends, **scenario).run()
+    with pytest.raises(Violation), both_ends() as ends:
+        Search(ends, **FOUND_IN.get(fault, BY_ALICE)).run()
