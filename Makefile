@@ -10,8 +10,9 @@ SOURCES := pyproject.toml setup.py $(shell find ext firmware_stubs -name '*.pyx'
 demo: $(STAMP)
 	$(BIN)/qkdnode demo --seconds 30
 
+# On all cores, four at most. Tests with agents, of up to four processes each, run one after the other: tests/conftest.py.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 simulate: $(STAMP)
 	cd tests && ../$(BIN)/python -m simulation

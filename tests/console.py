@@ -1,5 +1,6 @@
 """Pages of the documentation by their word: the commands that they show, and a shell that runs them."""
 
+import base64
 import doctest
 import re
 import shlex
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from control_node import ControlNode
+from signing import PUBLIC
 
+from qkdnode.access.identities import NodeIdentity, encode_public
 from qkdnode.cli.main import group
 from qkdnode.errors import QkdnodeError
 
@@ -23,6 +26,12 @@ root_key = { passphrase_file = "passphrase" }
 [control]
 socket = "control/socket"
 """
+ALICE = NodeIdentity(
+    name="alice",
+    curve="0" * 40,
+    ed25519=base64.b64encode(PUBLIC[:32]).decode(),
+    mldsa44=base64.b64encode(PUBLIC[32:]).decode(),
+)
 MATCHED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -32,6 +41,7 @@ def site_of_alice(place: Path, monkeypatch: pytest.MonkeyPatch, **files: str) ->
     (place / "site").mkdir()
     for name, text in {"alice": CONFIG, **files}.items():
         (place / f"site/{name}.toml").write_text(text)
+    (place / "site/alice.public").write_bytes(encode_public(ALICE))
     monkeypatch.chdir(place)
     monkeypatch.delenv("QKDNODE_OPERATOR", raising=False)
     with ControlNode(place / "site") as made:

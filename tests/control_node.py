@@ -41,6 +41,7 @@ from qkdnode.wire.control import (
     AlgorithmList,
     Asset,
     Challenge,
+    ClockStatus,
     DeviceStatus,
     FromAgent,
     LinkStatus,
@@ -113,6 +114,7 @@ class Agent:
         self.paused: dict[str, str] = {}
         self.done: list[tuple[str, ...]] = []
         self.vault_answers = True
+        self.trusted_ns = NOW_NS - 3600 * 10**9
         self.alarm: dict[str, Any] = {
             "code": "DEVICE_GAP",
             "subject": "QKD-A",
@@ -146,6 +148,8 @@ class Agent:
             apply_policy=self.apply_policy,
             assets=self.everything,
             algorithms=self.algorithms,
+            clock=self.clock,
+            confirm_clock=self.confirm_clock,
         )
 
     async def status(self) -> NodeStatus:
@@ -223,6 +227,17 @@ class Agent:
             keys={"ready": 3, "delivered": 120} if self.vault_answers else None,
         )
 
+    def clock(self) -> ClockStatus:
+        behind = self.trusted_ns - NOW_NS
+        return ClockStatus(
+            wall_ns=NOW_NS, trusted_ns=self.trusted_ns, withheld_ns=max(0, -behind), behind_ns=max(0, behind)
+        )
+
+    def confirm_clock(self, until_ns: int) -> ClockStatus:
+        self.done.append(("confirm_clock", str(until_ns)))
+        self.trusted_ns = max(self.trusted_ns, min(until_ns, NOW_NS))
+        return self.clock()
+
     async def alarms(self) -> tuple[dict[str, Any], ...]:
         return (self.alarm,)
 
@@ -287,7 +302,7 @@ class ControlNode:
         self.agent.policy = NodePolicy(
             ask=self.ask,
             alarm=lambda *told: None,
-            wall_ns=lambda: NOW_NS,
+            now_ns=lambda: NOW_NS,
             log=structlog.wrap_logger(structlog.ReturnLogger()),
         )
         self.agent.operators = self.known

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from qkdnode.errors import AccessDeniedError, VaultError
@@ -11,6 +11,7 @@ from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, oth
 from qkdnode.lifecycle.rotation import Phase
 from qkdnode.vault import requests as ask
 from qkdnode.vault.inventory import ShowKey
+from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.rotations import (
     AdvanceRotations,
@@ -31,6 +32,7 @@ from qkdnode.wire.messages import (
     BatchClaim,
     BatchCommit,
     Hello,
+    KeysRetired,
     Message,
     Protection,
 )
@@ -57,10 +59,36 @@ HISTORIES = {
 }
 
 
-class Rules:
-    """Watches every frame that is sealed and every change that is journalled, over all restarts."""
+class Now(NamedTuple):
+    """A moment at one node."""
 
-    def __init__(self) -> None:
+    run: int  # of the node
+    elapsed_s: float  # by a clock that nothing sets
+    trusted_s: float  # as the node has it
+
+
+class Terms(NamedTuple):
+    """What the policy says of every key, in seconds."""
+
+    age: float
+    lifetime: float
+    grace: float
+
+
+SLEWED = 1.002  # trusted time may run so much faster
+
+
+class Rules:
+    """Watches every frame that is sealed and every change that is journalled, over all restarts.
+
+    With `now` keys have terms: none is released past its end, or ended before it, by the time of the end that does so.
+    """
+
+    def __init__(self, now: Callable[[str], Now | None] = lambda role: None, terms: Terms | None = None) -> None:
+        self._now, self._terms = now, terms
+        self._cut_at: dict[tuple[str, UUID], Now] = {}
+        self._delivered_at: dict[tuple[str, UUID], Now] = {}
+        self.ended: dict[str, set[UUID]] = {role: set() for role in ROLES}  # by a timer, as far as it was told
         self.breaches: list[str] = []
         self.supplied_to: dict[str, dict[UUID, bytes]] = {role: {} for role in ROLES}
         self.acknowledged: dict[str, set[UUID]] = {role: set() for role in ROLES}
@@ -123,6 +151,10 @@ class Rules:
             self.generation_of.update(dict.fromkeys(_split(frame.message.key_ids), frame.message.generation))
             ready = frame.message.batch in self.ready[other_role(role)]
             self._demand(ready, f"{role} allocates from Batch {frame.message.batch} before the peer is READY")
+        if isinstance(frame.message, KeysRetired):
+            for key_id in _split(frame.message.key_ids):
+                self.ended[role].add(key_id)
+                self._demand_due(role, key_id, frame.message.rule)
 
     def journalled(self, role: str, request: Any, answer: Any) -> None:
         """One request of a node stands in its vault."""
@@ -145,10 +177,12 @@ class Rules:
                 self.cut[role].update(answer)
                 if request.generation is not None:
                     self.generation_of.update(dict.fromkeys(answer, request.generation))
+                self._note(self._cut_at, role, answer)
             case ask.AcceptAllocation(allocate=allocate):
                 ids = set(_split(allocate.key_ids))
                 if answer == ACCEPTED:
                     self.cut[role] |= ids
+                    self._note(self._cut_at, role, ids)
                 elif answer in (REFUSED, DENIED):
                     self.refused |= ids
             case ask.OpenKey(key_id=key_id):
@@ -172,8 +206,11 @@ class Rules:
             case AdvanceRotations():
                 for state in answer:
                     self._rotated(role, state)
+            case FollowRetired(message=message):
+                self.ended[role].update(_split(message.key_ids))
             case ask.KeysDelivered(key_ids=ids):
                 self.acknowledged[role].update(ids)
+                self._note(self._delivered_at, role, ids)
 
     def _rotated(self, role: str, state: RotationState) -> None:
         """How far an end is: it goes on, and no application is asked before keys are there."""
@@ -194,13 +231,40 @@ class Rules:
             return True
         batch = self._batch_of.get(key_id)
         reached = batch is not None and any(first <= batch <= last for first, last in self.scopes[role])
-        return reached or key_id in self.revoked[role]
+        return reached or key_id in self.revoked[role] or key_id in self.ended[role]
+
+    def _note(self, times: dict[tuple[str, UUID], Now], role: str, ids: Iterable[UUID]) -> None:
+        now = self._now(role)
+        if now is not None:
+            for key_id in ids:
+                times.setdefault((role, key_id), now)
+
+    def _demand_young(self, role: str, key_id: UUID) -> None:
+        """A key that goes out is not past its end, by trusted time and, in one run, by what elapsed."""
+        cut, now = self._cut_at.get((role, key_id)), self._now(role)
+        if self._terms is None or cut is None or now is None:
+            return
+        old = now.trusted_s - cut.trusted_s > self._terms.age + 1
+        old |= now.run == cut.run and now.elapsed_s - cut.elapsed_s > self._terms.age + 1
+        self._demand(not old, f"{role} supplies key {key_id} past its end: cut at {cut}, now {now}")
+
+    def _demand_due(self, role: str, key_id: UUID, rule: str) -> None:
+        """A key that a timer has ended was past its end."""
+        now, terms = self._now(role), self._terms
+        since = {"age-at-release": self._cut_at, "lifetime": self._delivered_at}.get(rule, {}).get((role, key_id))
+        if terms is None or now is None or since is None:
+            return
+        span = terms.lifetime if rule == "lifetime" else terms.age
+        early = now.trusted_s - since.trusted_s < span + terms.grace
+        early |= now.run == since.run and (now.elapsed_s - since.elapsed_s) * SLEWED < span + terms.grace
+        self._demand(not early, f"{role} has ended key {key_id} by {rule} before its end: since {since}, now {now}")
 
     def _opened(self, role: str, key_id: UUID) -> None:
         both = all(key_id in self.cut[end] for end in ROLES)
         self._demand(both, f"{role} supplies key {key_id}, which {other_role(role)} does not hold")
         self._demand(key_id not in self.acknowledged[role], f"{role} supplies key {key_id} after its delivery")
         self._demand(not self.is_out_of_use(role, key_id), f"{role} supplies key {key_id}, which is out of use")
+        self._demand_young(role, key_id)
 
     def supplied(self, role: str, key_id: UUID, digest: bytes) -> None:
         """An application has a key in its hands."""

@@ -45,23 +45,24 @@ LOG = {"leaves", "leaves_subject", "checkpoints"}
 STOCK = {"chunks", "sqlite_autoindex_chunks_1", "chunks_of_kek"}
 
 
-def fill(end: End, keys: int) -> list[Any]:
-    """Ids of READY keys."""
+def fill(end: End, keys: int, sampled: int = 1) -> list[Any]:
+    """READY keys; the ids of each `sampled`-th of them."""
     ids: list[Any] = []
-    number = 0
-    while len(ids) < keys:
+    number = cut = 0
+    while cut < keys:
         number += 1
         batch, bits = BatchId(1, number), 2 * PER_BATCH * SIZE_BITS
         key = SecretBuffer.copy_of(material_of(batch, 8192) * (bits // 8192))
         end.call(StorePending(link=LINK, record=record_of(batch, bits, 0), key=key, commit=b"commit"))
         end.call(SettlePending(link=LINK, batch=batch, ready=True))
         for _ in range(PER_BATCH // AT_ONCE):
-            count = min(AT_ONCE, keys - len(ids))
+            count = min(AT_ONCE, keys - cut)
             if not count:
                 break
             entropy = os.urandom(16 * count)
             asked = AllocateKeys(association=end.association, count=count, size_bits=SIZE_BITS, entropy=entropy)
-            ids += end.call(asked)
+            ids += end.call(asked)[::sampled]
+            cut += count
             waiting = end.call(NeighbourOutbox(link=LINK, limit=1000))
             answers = [AllocationAnswered(link=LINK, request=e.message.request, outcome="accepted") for e in waiting]
             for answer in [end.vault.ask(answer) for answer in answers]:

@@ -2,7 +2,8 @@
 
 Coverage is the lines of the target's own modules (`sys.settrace`), beside what the target says of itself and the
 wording of refusals with the values taken out: msgspec is C, and its messages tell how deep an input came. Everything
-follows from the seed and the number of rounds; only the guard against endless loops looks at a clock.
+follows from the seed and the number of rounds, but for the bytes of ML-DSA-44 signatures, which OpenSSL draws anew each
+time; only the guard against endless loops looks at a clock.
 """
 
 import hashlib

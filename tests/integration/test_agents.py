@@ -424,7 +424,7 @@ def test_the_benchmarks_are_listed() -> None:
 
 
 def test_the_demonstration_keeps_its_contract() -> None:
-    run = qkdnode("demo", "--seconds", "12", "--seed", "1", "--json")
+    run = qkdnode("demo", "--seconds", "20", "--seed", "1", "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert {name: type(value) for name, value in result.items()} == DEMONSTRATION

@@ -18,6 +18,7 @@ from key_life import HERE, KEY, LINK, NODES, End, MemoryDisk, Moment, Violation,
 
 from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB
+from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.lifecycle.rotation import GRACE_NS, LINGER_NS, Phase
 from qkdnode.lifecycle.states import STAGES, Stage
 from qkdnode.vault import generations
@@ -93,6 +94,9 @@ class RotatingEnd(End):
 
     def _clock_ns(self) -> int:
         return self._now_ns
+
+    def _standing(self) -> Standing:
+        return Standing(self._now_ns, 0, None)
 
     def _state(self) -> RotationState:
         state: RotationState = self._call(ShowRotation(association=self.association))

@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from key_life import ORDERS, Search, Violation, both_ends
+from key_life import BASE_NS, LAST, ORDERS, TIME, TIMED, Search, Violation, both_ends
+from key_life import HELD as ON_HOLD
 
-from qkdnode.lifecycle import states
+from qkdnode.lifecycle import retirement, states
 from qkdnode.lifecycle.states import Stage, Step
-from qkdnode.vault import bundles, core, keys, outbox, reach, revocations, scopes
+from qkdnode.vault import bundles, core, entitlements, keys, outbox, reach, revocations, scopes
 from qkdnode.vault import requests as ask
+from qkdnode.vault import retirement as vault_retirement
 from qkdnode.vault.records import PeerRequest
 from qkdnode.vault.store import Store
 from qkdnode.wire.messages import ACCEPTED, REFUSED, Allocate, Compromised, Delivered, KeysRevoked
@@ -23,6 +25,14 @@ from qkdnode.wire.messages import ACCEPTED, REFUSED, Allocate, Compromised, Deli
 EACH = ((), *((order,) for order in ORDERS))
 # The least first: most faults show where nobody revokes anything.
 SCENARIOS = sorted(itertools.product(EACH, EACH), key=lambda both: (len(both[0]) + len(both[1]), str(both)))
+
+# Time goes on at one end, or at both past the key's age; under a hold it ends nothing.
+TIMES = (
+    (TIMED, ((TIME,), ()), LAST),
+    (TIMED, ((), (TIME,)), LAST),
+    (TIMED, ((TIME,), (TIME,)), 2),
+    (ON_HOLD, ((TIME,), (TIME,)), 2),
+)
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -38,6 +48,19 @@ def test_no_way_through_the_life_of_a_key_breaks_its_rules() -> None:
         assert all(end.survives_restart(view) for end in ends for view in end.views)
     assert worlds > 30_000
     assert reached >= {None, *Stage} - {Stage.QUARANTINED, Stage.SUSPENDED, Stage.DAMAGED}
+
+
+def test_no_way_of_time_through_the_life_of_a_key_breaks_its_rules() -> None:
+    worlds, reached = 0, set()
+    for document, orders, last in TIMES:
+        with both_ends(document) as ends:
+            search = Search(ends, orders, last)
+            search.run()
+            worlds += search.worlds
+            reached |= {view.stage for end in ends for view in end.views}
+            assert last == LAST or all(end.survives_restart(view) for end in ends for view in end.views)
+    assert worlds > 4_000
+    assert reached >= {Stage.DESTROYED, Stage.DEACTIVATED, Stage.QUARANTINED, Stage.DELIVERED}
 
 
 def _handler(request: type[ask.Request], planted: Callable[..., Any]) -> Plant:
@@ -177,6 +200,85 @@ FAULTS: dict[str, Plant] = {
     "a destroyed key is not compromised": _step(Step.COMPROMISE, ends={Stage.DESTROYED: None}),
     "a repeated request is answered anew": _forgotten_request,
 }
+
+
+def _due(otherwise: Callable[[retirement.Due], retirement.Due | None]) -> Plant:
+    """Timers are due at other times."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = retirement.due
+
+        def due(terms: Any, timer: Any, since_ns: int, *, own: bool) -> Any:
+            its = right(terms, timer, since_ns, own=own)
+            return None if its is None else otherwise(its)
+
+        patch.setattr(vault_retirement, "due", due)
+
+    return plant
+
+
+def _times(otherwise: Callable[[dict[str, Any]], dict[str, Any]]) -> Plant:
+    """A Bundle has other times once its keys have taken a step."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = bundles.next_times
+        patch.setattr(bundles, "next_times", lambda *args, **named: otherwise(right(*args, **named)))
+
+    return plant
+
+
+def _released_at_any_age(patch: pytest.MonkeyPatch) -> None:
+    right = entitlements.due
+    patch.setattr(entitlements, "due", lambda decision, **facts: right(decision, **{**facts, "age_ns": None}))
+
+
+def _retired_without_a_word(right: Any, store: Any, request: Any) -> Any:
+    done = right(store, request)
+    store.connection.execute("DELETE FROM outbox WHERE kind = 70")
+    return done
+
+
+S = 10**9
+FAULTS_OF_TIME: dict[str, Plant] = {
+    "a timer acts before its time": _due(lambda its: retirement.Due(its.at_ns - 3600 * S, its.rule)),
+    "a timer acts without a grace": _due(lambda its: retirement.Due(its.at_ns - 2 * retirement.GRACE_NS, its.rule)),
+    "a timer acts long after its time": _due(lambda its: retirement.Due(its.at_ns + 10**6 * S, its.rule)),
+    "a lifetime never ends": _due(lambda its: None if its.rule == "lifetime" else its),
+    "nothing is destroyed once it is deactivated": _due(lambda its: None if its.rule == "retain-key" else its),
+    "a key is released at any age": _released_at_any_age,
+    "what timers end is not told": _handler(vault_retirement.RetireKeys, _retired_without_a_word),
+    "what the far end's timers end is not followed": _handler(
+        vault_retirement.FollowRetired, lambda right, store, request: 0
+    ),
+    "timers forget what is allocated": _name(vault_retirement, "UNUSED", (Stage.READY,)),
+    "a lifetime counts from the cut": _times(
+        lambda times: {**times, "used_ns": None if times["used_ns"] is None else BASE_NS}
+    ),
+    "the time of deactivation is forgotten": _times(lambda times: {**times, "kept_ns": None}),
+    "a key that was cut has no time": _times(lambda times: {**times, "waits_ns": None}),
+}
+FAULTS_UNDER_A_HOLD: dict[str, Plant] = {
+    "a hold is not looked at": lambda patch: patch.setattr(retirement.Terms, "held", property(lambda self: False)),
+    "what is kept by a hold stays in the outbox": lambda patch: patch.setattr(
+        bundles, "hold", lambda store, bundle, why: bundle
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_TIME)
+def test_a_planted_fault_of_time_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAULTS_OF_TIME[fault](monkeypatch)
+    with pytest.raises(Violation), both_ends() as ends:  # noqa: PT012
+        for document, orders, last in TIMES:
+            if document == TIMED:
+                Search(ends, orders, last).run()
+
+
+@pytest.mark.parametrize("fault", FAULTS_UNDER_A_HOLD)
+def test_a_planted_fault_under_a_hold_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAULTS_UNDER_A_HOLD[fault](monkeypatch)
+    with pytest.raises(Violation), both_ends(ON_HOLD) as ends:
+        Search(ends, ((TIME,), (TIME,)), 2).run()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

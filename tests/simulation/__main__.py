@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from simulation.controls import CONTROLS, is_found
-from simulation.run import LIT_S, PERIOD_S, Simulation, played
+from simulation.run import LIT_S, PERIOD_S, Simulation, is_timed, played
 
 FAULTS_PER_HOUR = 90.0
 CONTROL_SEEDS = range(12)
@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--faults", type=float, default=FAULTS_PER_HOUR, help="faults in each simulated hour")
     chosen = parser.parse_args()
     if chosen.seed is not None:
-        outcome = Simulation(chosen.seed, hours=chosen.hours, faults_per_hour=chosen.faults).play()
+        outcome = Simulation(
+            chosen.seed, hours=chosen.hours, faults_per_hour=chosen.faults, timed=is_timed(chosen.seed)
+        ).play()
         print(*outcome.story, *outcome.breaches, f"digest {outcome.digest}", sep="\n")
         return 1 if outcome.breaches else 0
     began = time.monotonic()

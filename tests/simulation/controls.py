@@ -9,9 +9,11 @@ import msgspec
 
 from qkdnode.authentication import session as authentication
 from qkdnode.client import order
+from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.link.settlement import Settlement
+from qkdnode.node.clock import NodeClock
 from qkdnode.supply import replay
-from qkdnode.vault import core, journal, outbox, schema
+from qkdnode.vault import core, entitlements, generations, journal, outbox, retirement, schema
 from qkdnode.vault import requests as ask
 from qkdnode.vault.records import Link, Segment, pack_batch
 from qkdnode.vault.store import Store
@@ -35,6 +37,7 @@ class Control(msgspec.Struct, frozen=True):
     hours: float = 0.2
     faults_per_hour: float = 240.0
     lit_s: float = LIT_S
+    timed: bool = False  # whether keys end soon
 
     def found(self, seeds: range) -> Outcome | None:
         """The first run that shows the bug."""
@@ -43,7 +46,12 @@ class Control(msgspec.Struct, frozen=True):
         with self.plant():
             for seed in seeds:
                 outcome = Simulation(
-                    seed, hours=self.hours, faults_per_hour=self.faults_per_hour, faults=chosen, lit_s=self.lit_s
+                    seed,
+                    hours=self.hours,
+                    faults_per_hour=self.faults_per_hour,
+                    faults=chosen,
+                    lit_s=self.lit_s,
+                    timed=self.timed,
                 ).play()
                 if outcome.breaches:
                     return outcome
@@ -178,8 +186,63 @@ def the_last_one_again() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def released_at_any_age() -> Iterator[None]:
+    """Timers are late, as on a node with much to end; only the gate is left."""
+    due = entitlements.due
+
+    def ageless(decision: Any, **facts: Any) -> Any:
+        return due(decision, **{**facts, "age_ns": None})
+
+    late = mock.patch.object(retirement, "due", return_value=None)
+    with mock.patch.object(entitlements, "due", ageless), late:
+        yield
+
+
+@contextmanager
+def timers_act_early() -> Iterator[None]:
+    due = retirement.due
+
+    def early(terms: Any, timer: Any, since_ns: int, *, own: bool) -> Any:
+        its = due(terms, timer, since_ns, own=own)
+        return None if its is None else msgspec.structs.replace(its, at_ns=its.at_ns - 50 * 10**9)
+
+    with mock.patch.object(retirement, "due", early):
+        yield
+
+
+@contextmanager
+def the_wall_clock_is_trusted() -> Iterator[None]:
+    """By the node: the guard is passed by."""
+
+    def read(self: Any) -> Standing:
+        with self._gate:
+            return Standing(self._wall_ns(), 0, None)
+
+    with mock.patch.object(NodeClock, "read", read):
+        yield
+
+
+@contextmanager
+def the_vault_looks_at_the_wall_clock() -> Iterator[None]:
+    with mock.patch.object(Store, "trusted_ns", property(lambda self: self.now_ns)):
+        yield
+
+
+def nothing_is_retired(retire: Handler) -> Handler:
+    return lambda store, request: retirement.Retired(0, 0, (), False)
+
+
+def any_generation_is_released() -> Any:
+    """Keys go out whatever generation they are of."""
+    return mock.patch.object(generations, "releases", return_value=True)
+
+
+ROTATED = ("keys are rotated", "the link is cut", "a frame is repeated")
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
 AWAY = ("a subscriber is away",)
+ABSENCE = ("an application is killed", "the supply's connection", "the link is cut")
+JUMPS = (*ABSENCE, "the clock jumps")
 CONTROLS = (
     Control("a message is sent before it is journalled", sent_before_it_is_journalled),
     Control("synchronous=NORMAL", lambda: pragmas("= NORMAL"), POWER),
@@ -195,12 +258,30 @@ CONTROLS = (
         1800.0,
         PERIOD_S,
     ),
+    Control("keys of any generation are released", any_generation_is_released, ROTATED),
+    Control(
+        "rows of an ended generation stay", handler(EndGenerations, lambda right: lambda store, asked: False), ROTATED
+    ),
     Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
     Control("a leaf of the audit log is lost", leaf_lost),
     Control("an unauthenticated message is accepted", any_tag_will_do, ("a frame is altered",)),
     Control("a subscriber takes a gap for silence", nothing_is_missed, ("published events",)),
     Control("a replay leaves out an entry", a_replay_that_ends_early, AWAY),
     Control("an event is given again after an absence", the_last_one_again, AWAY),
+    Control("a key is released at any age", released_at_any_age, ABSENCE, 0.06, 600.0, timed=True),
+    Control("timers act before their time", timers_act_early, ABSENCE, 0.03, 900.0, timed=True),
+    Control("the wall clock is trusted as it is", the_wall_clock_is_trusted, JUMPS, 0.03, 900.0, timed=True),
+    Control(
+        "the vault holds timers to the wall clock", the_vault_looks_at_the_wall_clock, JUMPS, 0.03, 900.0, timed=True
+    ),
+    Control(
+        "what is due is never ended",
+        handler(retirement.RetireKeys, nothing_is_retired),
+        ABSENCE,
+        0.03,
+        900.0,
+        timed=True,
+    ),
 )
 
 

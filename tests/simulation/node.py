@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from approving import application_of
 from virtual_disk import VirtualDisk
 
 from qkdnode.config import Config, LinkSection
@@ -19,7 +20,7 @@ from qkdnode.ids import ALICE
 from qkdnode.native.secret import SecretBuffer, WorkingBuffer
 from qkdnode.node.world import World
 from qkdnode.vault.core import Outcome, VaultCore
-from qkdnode.vault.requests import ProvisionLink, Request, StorePending, StoreReady
+from qkdnode.vault.requests import CurrentPolicy, ProvisionLink, Request, StorePending, StoreReady
 from qkdnode.wire.control import Asset
 from simulation.life import Life
 from simulation.network import Network
@@ -264,12 +265,16 @@ class SimulatedWorld(World):
     def wall_ns(self) -> int:
         return START_NS + round((self._life.loop.time() + self._site.clock_error_s) * 1e9)
 
+    def steady_ns(self) -> int:
+        return round(self._life.loop.time() * 1e9)
+
     async def open_vault(self, path: Path, **options: Any) -> Any:
         disk = self._site.disk
         await asyncio.sleep(0.01)
         core = VaultCore.open(
             path, **options, clock_ns=self.wall_ns, create=not disk.exists(path), disk=disk
         )  # fmt: skip
+        self._site.apply_policy(core, options["node"], self.wall_ns())
         vault = self._site.opened(core, SimulatedVault(core, self._site, self._life))
         await self._life.while_alive()
         return vault
@@ -302,8 +307,10 @@ class Site:
         breach: Callable[[str], None],
         light: Callable[[float], bool],
         ended_by_disk: Callable[[str], None],
+        document: bytes | None = None,
     ) -> None:
         self.role, self.draws, self.light = role, draws, light
+        self._document = document
         self.disk = VirtualDisk()
         self.has_entropy = True
         self.clock_error_s = 0.0
@@ -318,6 +325,18 @@ class Site:
 
     def ended_by_disk(self) -> None:
         self._ended_by_disk(self.role)
+
+    def apply_policy(self, core: VaultCore, node: str, now_ns: int) -> None:
+        """The policy of the run, in a vault that has none yet."""
+
+        def call(request: Request) -> Any:
+            (outcome,) = core.group([request])
+            if outcome.error is not None:
+                raise outcome.error
+            return outcome.value
+
+        if self._document is not None and not call(CurrentPolicy()).number:
+            call(application_of(call, node, now_ns, self._document))
 
     def opened(self, core: VaultCore, vault: SimulatedVault) -> SimulatedVault:
         """A process has opened the vault: nothing that was answered before may be missing."""

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from unittest import mock
 
 import apsw
 import msgspec
-from link_rules import Rules
+from approving import policy
+from link_rules import Now, Rules, Terms
 from virtual_disk import LOSSES, PowerLossError
 
 import qkdnode.client.subscription
@@ -33,6 +35,7 @@ from qkdnode.lifecycle.rotation import GIVEN_UP_IN
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault import requests as ask
+from qkdnode.vault.retirement import FollowRetired, RetireKeys
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
 from qkdnode.vault.rotations import BeginRotation, FollowRotation, GenerationAcknowledged, GiveUpRotation, ShowRotation
 from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
@@ -53,6 +56,13 @@ WATCHER = "watcher"
 WATCHERS = {f"{WATCHER} of {NODES[role]}": role for role in ROLES}
 CREDENTIAL = "root"
 KEY_BITS, CREDIT = 256, 16
+TERMS = Terms(age=40.0, lifetime=300.0, grace=60.0)
+SHORT_TERMS = policy(
+    f"max_age_at_release_s = {TERMS.age:.0f}\nlifetime_s = {TERMS.lifetime:.0f}\nretain_key_s = 60\n"
+    "retain_metadata_s = 200",
+    name="short",
+    purpose="session",
+)
 LIT_S = 40.0  # of each period there is light for so long
 PERIOD_S = 600.0
 SETTLES_WITHIN_S = 900.0
@@ -211,13 +221,17 @@ class Simulation:
         faults_per_hour: float,
         faults: "dict[str, Callable[[Simulation], None]] | None" = None,
         lit_s: float = LIT_S,
+        timed: bool = False,
     ) -> None:
+        """`timed`: keys end by the terms of a policy, soon."""
+        self.timed = timed
+        self.runs: Counter[str] = Counter()
         self.seed, self._hours, self._faults_per_hour = seed, hours, faults_per_hour
         self._kinds, self._lit_s = FAULTS if faults is None else faults, lit_s
         self.loop = SimulationLoop()
         self.loop.set_exception_handler(lambda _, context: self._fault(str(context.get("exception") or context)))
         self.draws = random.Random(seed)
-        self.rules = Rules()
+        self.rules = Rules(self._now, TERMS) if timed else Rules()
         self.network = Network(self.loop)
         self.network.on_frame = self._on_frame
         self.story: list[str] = []
@@ -233,6 +247,7 @@ class Simulation:
                 breach=self.rules.breaches.append,
                 light=self._light,
                 ended_by_disk=self._ended_by_disk,
+                document=SHORT_TERMS if timed else None,
             )
             for role in ROLES
         }
@@ -364,6 +379,7 @@ class Simulation:
 
     def _start_agent(self, role: str) -> None:
         life = self._born(role, NODES[role])
+        self.runs[role] += 1
         config = configuration(role)
         self.agents[role] = agent = Agent(
             config,
@@ -459,6 +475,13 @@ class Simulation:
     def _down_s(self) -> float:
         return self.draws.choice([0.5, 3.0, 20.0, 120.0])
 
+    def _now(self, role: str) -> Now | None:
+        """The moment at a node whose vault is open."""
+        vault = self.sites[role].vault
+        if vault is None or not self.lives[role].alive:
+            return None
+        return Now(self.runs[role], self.loop.time(), vault.core._store.trusted_ns / 1e9)
+
     def _journalled(self, role: str, request: Any, answer: Any) -> None:
         self.rules.journalled(role, request, answer)
         if type(request) is self._last_request:
@@ -496,8 +519,13 @@ class Simulation:
 
 def played(seed: int, hours: float, faults_per_hour: float) -> Outcome:
     """One run, in a process of its own; whoever wants its story plays it again."""
-    outcome = Simulation(seed, hours=hours, faults_per_hour=faults_per_hour).play()
+    outcome = Simulation(seed, hours=hours, faults_per_hour=faults_per_hour, timed=is_timed(seed)).play()
     return msgspec.structs.replace(outcome, story=())
+
+
+def is_timed(seed: int) -> bool:
+    """Whether keys end soon in the run of a seed."""
+    return seed % 2 == 1
 
 
 def _at_disk_operation(simulation: Simulation, how: str) -> None:
@@ -520,6 +548,7 @@ DECISIVE = (
     ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
     ask.ReservePads, RevokeKeys, FollowRevoked, Compromise, FollowCompromise, MoveRows,
     FollowRotation, GenerationAcknowledged,
+    RetireKeys, FollowRetired,
 )  # fmt: skip
 
 

@@ -3,12 +3,12 @@
 import pytest
 
 from simulation.controls import CONTROLS, Control
-from simulation.run import Simulation
+from simulation.run import Simulation, is_timed
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_no_rule_is_broken(seed: int) -> None:
-    outcome = Simulation(1000 + seed, hours=0.35, faults_per_hour=120).play()
+    outcome = Simulation(1000 + seed, hours=0.35, faults_per_hour=120, timed=is_timed(seed)).play()
     assert outcome.breaches == ()
     assert outcome.faults > 20
     assert outcome.keys > 50

@@ -39,6 +39,7 @@ class Action(StrEnum):
     POLICY_READ = "policy.read"
     POLICY_APPLY = "policy.apply"
     INVENTORY_READ = "inventory.read"
+    CLOCK_CONFIRM = "clock.confirm"
 
 
 READS = frozenset(
@@ -182,6 +183,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.POLICY_APPLY}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.MAINTAINER}),
         "who may approve may hand in what two people of different roles have approved",
+    ),
+    Rule(
+        "the-clock-is-vouched-for",
+        Effect.PERMIT,
+        frozenset({Action.CLOCK_CONFIRM}),
+        frozenset({Role.SECURITY_OFFICER, Role.MAINTAINER}),
+        "that the wall clock is right is said by who answers for the keys or keeps the machine",
     ),
     Rule(
         "auditors-change-nothing",

@@ -144,7 +144,7 @@ class Keys:
         match = NOTE.fullmatch(note)
         if match is None or (root := from_base64(match["root"])) is None:
             raise Fault("not a signed checkpoint")
-        if match["origin"] != (log or match["origin"]):
+        if log is not None and match["origin"] != log:
             raise Fault(f"origin {match['origin']!r}, but this is the log of {log!r}")
         origin, size, seen, what = match["origin"], int(match["size"]), set[bytes](), "Ed25519 signature"
         lines = [(name, from_base64(text) or b"") for name, text in SIGNATURE.findall(match["signatures"])]

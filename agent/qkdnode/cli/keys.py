@@ -18,6 +18,8 @@ from qkdnode.lifecycle.states import Stage
 from qkdnode.wire.control import (
     PAGE_MAX,
     DestructionReceipt,
+    Due,
+    DueList,
     EpochList,
     Epochs,
     KeyEntry,
@@ -34,6 +36,7 @@ from qkdnode.wire.control import (
 
 HEADINGS = ("number", "key", "state", "local", "remote", "link", "bits", "allocated", "delivered here", "there")
 
+COUNTED = 1000  # Bundles, at most: a count of all would take long
 STAGE = click.Choice([stage.value for stage in Stage])
 
 
@@ -190,6 +193,29 @@ def rewrap(client: Client, to: str, as_json: bool) -> None:
     Keys that are made from now on are wrapped by that algorithm, too.
     """
     _show_epochs(client.ask(RewrapKeys(to=to)), as_json)
+
+
+@command.command()
+@asking
+def due(client: Client, as_json: bool) -> None:
+    """Show what timers end next, class by class, and what a legal hold keeps."""
+    answer: DueList = client.ask(Due())
+    if as_json:
+        print_json(answer)
+        return
+    rows = (
+        (
+            timer.key_class,
+            timer.timer,
+            timer.rule or "-",
+            moment(timer.due_ns),
+            f"{timer.bundles}{'+' * (timer.bundles >= COUNTED)}",
+            "on hold" if timer.held else "",
+        )
+        for timer in answer.timers
+    )
+    console().print(table(("class", "keys that are", "by", "the first is due", "Bundles due now", ""), rows))
+    click.echo(f"trusted time: {moment(answer.trusted_ns)}")
 
 
 @command.command()

@@ -12,6 +12,7 @@ COMMANDS = {
     "alarms": "Show what a person should look at, and acknowledge it.",
     "audit": "Export the audit log, and verify an export offline.",
     "bench": "Measure the kernels of this machine.",
+    "clock": "Show the time that timers of keys are held to, and confirm the wall clock.",
     "compromise": "Say that others may know keys, and see how far that has come.",
     "config": "Check a configuration.",
     "devices": "Show QKD modules and QRNGs.",

@@ -16,10 +16,13 @@ from qkdnode.cli.reach import addressed, asking, connected, json_option
 from qkdnode.cli.show import console, moment, print_json, table
 from qkdnode.control.client import Client
 from qkdnode.errors import ConfigError, PolicyError
+from qkdnode.lifecycle.algorithms import Status, status_of
+from qkdnode.lifecycle.policy.check import Finding
 from qkdnode.lifecycle.policy.check import check as findings_of
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.lifecycle.policy.difference import difference
 from qkdnode.lifecycle.policy.document import MAX_DOCUMENT_BYTES, Document, parse
+from qkdnode.node.algorithms import day_of
 from qkdnode.node.policy import ALGORITHMS
 from qkdnode.vault.policies import guarded_request
 from qkdnode.wire.control import PolicyApply, PolicyExplain, PolicyExplained, PolicyShow, PolicyShown
@@ -48,7 +51,7 @@ def check(file: Path, as_json: bool) -> None:
     """Look for everything that is wrong with FILE, without an agent. Exit status 1 if it could not be applied."""
     data = _read(file)
     try:
-        found = findings_of(parse(data, str(file)), frozenset(ALGORITHMS))
+        found = _findings(parse(data, str(file)))
     except PolicyError as error:
         if not as_json:
             raise
@@ -65,6 +68,16 @@ def check(file: Path, as_json: bool) -> None:
         )
     if not sound:
         sys.exit(1)
+
+
+def _findings(document: Document) -> tuple[Finding, ...]:
+    """By the registry of this software today; a node's configuration may be stricter."""
+    today = day_of(time.time_ns())
+    standing = {name: status_of(name, today) for name in ALGORITHMS}
+    disallowed, deprecated = (
+        [name for name, its in standing.items() if its is status] for status in (Status.DISALLOWED, Status.DEPRECATED)
+    )
+    return findings_of(document, frozenset(ALGORITHMS), disallowed, deprecated)
 
 
 @command.command()
@@ -170,7 +183,7 @@ def approve(
     not be near the node. Read FILE and its `policy diff` first: you answer for it.
     """
     data = _read(file)
-    errors = [finding for finding in findings_of(parse(data, str(file)), frozenset(ALGORITHMS)) if finding.error]
+    errors = [finding for finding in _findings(parse(data, str(file))) if finding.error]
     if errors:
         raise PolicyError(f"{file} could not be applied: {errors[0]}; see `qkdnode policy check`")
     given = (node, number, predecessor)

@@ -25,7 +25,7 @@ from qkdnode.control.receipts import destruction_receipt
 from qkdnode.errors import AccessDeniedError, QkdnodeError, RemoteProtocolError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.vault import epochs, extract, inventory, lineage, revocations, scopes, scrub
+from qkdnode.vault import epochs, extract, inventory, lineage, retirement, revocations, scopes, scrub
 from qkdnode.vault.proofs import ProveEntry
 from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
@@ -73,6 +73,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.PolicyApply: Action.POLICY_APPLY,
     wire.Assets: Action.INVENTORY_READ,
     wire.Algorithms: Action.INVENTORY_READ,
+    wire.ClockShow: Action.STATUS_READ,
+    wire.ClockConfirm: Action.CLOCK_CONFIRM,
+    wire.Due: Action.KEYS_READ,
 }
 
 
@@ -398,6 +401,17 @@ class Desk:
     async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
         return await self._port.algorithms()
 
+    async def _clock(self, _: wire.ClockShow, __: Operator) -> Answer:
+        return self._port.clock()
+
+    async def _confirm_clock(self, request: wire.ClockConfirm, _: Operator) -> Answer:
+        return self._port.confirm_clock(request.until_ns)
+
+    async def _due(self, _: wire.Due, __: Operator) -> Answer:
+        found: retirement.DueTimers = await self._ask(retirement.ShowDue())
+        timers = tuple(wire.DueEntry(**msgspec.structs.asdict(timer)) for timer in found.timers)
+        return wire.DueList(trusted_ns=found.trusted_ns, timers=timers)
+
 
 HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]] = {
     wire.Status: Desk._status,
@@ -431,6 +445,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.PolicyApply: Desk._policy_apply,
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
+    wire.ClockShow: Desk._clock,
+    wire.ClockConfirm: Desk._confirm_clock,
+    wire.Due: Desk._due,
 }
 
 
@@ -467,6 +484,8 @@ def _particulars(request: Request) -> Details:
         case wire.GiveUpRotations(local=local, remote=remote, link=link):
             chosen = {"local": local, "remote": remote, "link": link}
             return {name: value for name, value in chosen.items() if value} | {"give_up": True}
+        case wire.ClockConfirm(until_ns=until_ns):
+            return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}

@@ -6,7 +6,16 @@ from typing import Any
 import msgspec
 
 from qkdnode.vault.requests import PolicyVersion
-from qkdnode.wire.control import AlgorithmList, Asset, DeviceStatus, LinkStatus, NodeStatus, PolicyApply, Reloaded
+from qkdnode.wire.control import (
+    AlgorithmList,
+    Asset,
+    ClockStatus,
+    DeviceStatus,
+    LinkStatus,
+    NodeStatus,
+    PolicyApply,
+    Reloaded,
+)
 
 
 class NodePort(msgspec.Struct, frozen=True):
@@ -29,3 +38,5 @@ class NodePort(msgspec.Struct, frozen=True):
     apply_policy: Callable[[PolicyApply, str], Awaitable[PolicyVersion]]  # by
     assets: Callable[[], Awaitable[tuple[tuple[Asset, ...], tuple[str, ...]]]]  # and tables that fit none of them
     algorithms: Callable[[], Awaitable[AlgorithmList]]
+    clock: Callable[[], ClockStatus]
+    confirm_clock: Callable[[int], ClockStatus]  # up to this time

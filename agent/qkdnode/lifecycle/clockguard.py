@@ -4,8 +4,9 @@ Two clocks are read together: the wall clock, which may be set, and a monotonic 
 still while the node is off and counts from an unknown start. Trusted time follows the monotonic clock while the node
 runs, and leans to a wall clock that is ahead by a thousandth of what elapses, as clocks are slewed. What passed while
 the node was off only the wall clock tells: it is believed up to `believed_ns`; the rest waits until so much has elapsed
-by the monotonic clock, or a person confirms it. The newest time in the log, and the trusted time that was stored last,
-bound it from below: trusted time never goes back. docs/lifecycle.md has the table.
+by the monotonic clock, or a person confirms it. What was not believed in one run is not believed in the next: setting
+the clock forward and starting again gains nothing. The trusted time that was stored last bounds it from below: trusted
+time never goes back. docs/lifecycle.md has the table.
 """
 
 from enum import StrEnum
@@ -55,16 +56,25 @@ class Standing(msgspec.Struct, frozen=True):
 class ClockGuard:
     """Trusted time of one run of a node, from its first reading on."""
 
-    def __init__(self, reading: Reading, *, known_ns: int, limits: Limits = Limits()) -> None:  # noqa: B008
-        """`known_ns` is the latest of the newest time in the log and the trusted time that was stored last."""
+    def __init__(
+        self,
+        reading: Reading,
+        *,
+        known_ns: int,
+        withheld_ns: int = 0,
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> None:
+        """`known_ns` is the trusted time that was stored last; `withheld_ns`: so far the wall clock was ahead then."""
         self._limits = limits
         self._monotonic_ns = reading.monotonic_ns
         gone = reading.wall_ns - known_ns
+        if gone >= withheld_ns:  # it has run on from where it was; else it was set back since, and is looked at anew
+            gone -= withheld_ns
         self._trusted_ns = known_ns + max(0, min(gone, limits.believed_ns))
         self._ahead_ns = reading.wall_ns - self._trusted_ns  # of the wall clock, as it was read last
         self._told_ns = self._ahead_ns  # as it was when a step was told last
         self._began: Doubt | None = None
-        if gone > limits.believed_ns:
+        if gone > limits.believed_ns or self._ahead_ns > limits.stepped_ns:
             self._began = Doubt.AHEAD_AT_START
         elif gone < -limits.stepped_ns:
             self._began = Doubt.BEHIND_AT_START

@@ -21,6 +21,7 @@ from qkdnode.lifecycle.reasons import COMPROMISES
 from qkdnode.lifecycle.rotation import PATIENCE_NS, STOCK_PATIENCE_NS, WAITS_FOR, Fact, Phase
 from qkdnode.link.surroundings import Surroundings
 from qkdnode.vault import requests as ask
+from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
 from qkdnode.vault.rotations import (
     AdvanceRotations,
@@ -40,6 +41,7 @@ from qkdnode.wire.messages import (
     Compromised,
     Delivered,
     Goodbye,
+    KeysRetired,
     KeysRevoked,
     Message,
     Received,
@@ -288,6 +290,12 @@ class Agreement:
     async def _on_revoked(self, messages: list[KeysRevoked]) -> None:
         answers = await self._ask_each(FollowRevoked(link=self._link.name, message=message) for message in messages)
         self._confirm(messages, answers)
+
+    async def _on_retired(self, messages: list[KeysRetired]) -> None:
+        answers = await self._ask_each(FollowRetired(link=self._link.name, message=message) for message in messages)
+        heard = [m.notice for m, answer in zip(messages, answers, strict=True) if not isinstance(answer, BaseException)]
+        if heard:
+            self._link.send_soon(Received(tuple(heard)))
 
     async def _on_compromised(self, messages: list[Compromised]) -> None:
         answers = await self._ask_each(FollowCompromise(link=self._link.name, message=message) for message in messages)
@@ -587,6 +595,7 @@ HANDLERS: dict[type[Message], Callable[[Agreement, Any], Awaitable[None]]] = {
     Delivered: Agreement._on_delivered,
     Received: Agreement._on_received,
     KeysRevoked: Agreement._on_revoked,
+    KeysRetired: Agreement._on_retired,
     Compromised: Agreement._on_compromised,
     RevocationsWaiting: Agreement._on_revocations_waiting,
     RotationWanted: Agreement._on_rotation,

@@ -23,6 +23,7 @@ from qkdnode.link.agreement import LocalSubscription
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.algorithms import AlgorithmWatch, day_of, demand_approved
 from qkdnode.node.assets import Assets
+from qkdnode.node.clock import ClockCare, NodeClock
 from qkdnode.node.control import NodeControl
 from qkdnode.node.events import start_events
 from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
@@ -31,7 +32,7 @@ from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
 from qkdnode.node.rotations import RotationWatch
 from qkdnode.node.service_manager import ServiceManager
-from qkdnode.node.upkeep import Care, move_rows
+from qkdnode.node.upkeep import Care, move_rows, retire
 from qkdnode.node.vigil import Vigil
 from qkdnode.node.watching import Parts, Watching
 from qkdnode.node.world import NodeEntropy, NodeVault, World
@@ -68,6 +69,8 @@ class Agent:
         self._recorder = Recorder(
             config.node.name, ask=self.ask, clock_ns=world.wall_ns, monotonic_ns=world.monotonic_ns, log=self._log
         )
+        self._time = NodeClock(world.wall_ns, world.steady_ns)
+        self._clock = ClockCare(config.node.name, self._time, wall_ns=world.wall_ns, recorder=self._recorder)
         self._links: dict[str, NodeLink] = {}
         self._entropy: NodeEntropy | None = None
         self._vault: NodeVault | None = None
@@ -82,6 +85,8 @@ class Agent:
         self._moving: asyncio.Task[None] | None = None
         self._caring: asyncio.Task[None] | None = None
         self._rotating: asyncio.Task[None] | None = None
+        self._timing: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
         self._algorithms: AlgorithmWatch
         self._assets: Assets
@@ -91,7 +96,7 @@ class Agent:
         self._manager = ServiceManager(None, None)  # only a process of its own has one
         self._watching = Watching(parts=self._parts, alarms=self._recorder.alarms.all, ask_vault=self.ask)
         self._refusals = Throttle(burst=10, per_s=0.1)
-        self._policy = NodePolicy(ask=self.ask, alarm=self._recorder.alarm, wall_ns=world.wall_ns, log=self._log)
+        self._policy = NodePolicy(ask=self.ask, alarm=self._recorder.alarm, now_ns=self._time.now_ns, log=self._log)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -183,6 +188,11 @@ class Agent:
         self._vigilant = asyncio.create_task(self._vigil().run(), name="vigil")
         self._rechecking = asyncio.create_task(self._algorithms.run(), name="algorithms")
         self._reading = asyncio.create_task(self._read_log())
+        self._timing = asyncio.create_task(self._clock.run(), name="clock")
+        self._retiring = asyncio.create_task(
+            retire(self.ask, self._recorder.alarm, self._retired, lambda: self._world.monotonic_ns() / 1e9),
+            name="retirement",
+        )
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
         self._caring = asyncio.create_task(care.run(), name="care")
@@ -205,16 +215,8 @@ class Agent:
         waiter, asked = asyncio.create_task(stop.wait()), asyncio.create_task(self._stop_asked.wait())
         statistics = asyncio.create_task(self._report_statistics())
         watched = [link.task for link in self._links.values() if link.task is not None]
-        beside = (
-            self._vigilant,
-            self._rechecking,
-            self._comparing,
-            self._moving,
-            self._caring,
-            self._rotating,
-            self._recorder.keeper,
-        )
-        watched += [task for task in (*beside, self._recorder.keeper) if task is not None]
+        beside = (*self._helpers, self._recorder.keeper)
+        watched += [task for task in beside if task is not None]
         done, _ = await asyncio.wait([waiter, asked, statistics, *watched], return_when=asyncio.FIRST_COMPLETED)
         statistics.cancel()
         waiter.cancel()
@@ -229,16 +231,7 @@ class Agent:
         """New key first, then deliveries, then settlements, then the parts from the outside in."""
         self._stopping = True
         self._log.info("stopping")
-        helpers = (
-            self._reading,
-            self._vigilant,
-            self._rechecking,
-            self._comparing,
-            self._moving,
-            self._caring,
-            self._rotating,
-        )
-        for beside in helpers:
+        for beside in (self._reading, *self._helpers):
             if beside is not None:
                 beside.cancel()
         for link in self._links.values():
@@ -265,6 +258,14 @@ class Agent:
                     self._log.error("the vault did not take the stop", reason=str(error))
         await self._watching.close()
         self._log.info("stopped", **final)
+
+    @property
+    def _helpers(self) -> tuple[asyncio.Task[None] | None, ...]:
+        """What runs beside the links for as long as the node runs."""
+        return (
+            self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._timing, self._retiring,
+            self._rotating,
+        )  # fmt: skip
 
     async def _drain(self) -> None:
         """Wait until what is allocated is delivered at both ends and what is claimed is settled."""
@@ -314,8 +315,10 @@ class Agent:
             node=self._config.node.name,
             draw_into=entropy.draw_into,
             signer=identity,
+            trusted_from=self._time.begin,
         )
         await self._recorder.open()
+        self._clock.look()
         await self._policy.read()
 
     def _root_source(self) -> RootSource:
@@ -415,6 +418,11 @@ class Agent:
         return self._algorithms
 
     @property
+    def clock(self) -> ClockCare:
+        """The wall clock and trusted time."""
+        return self._clock
+
+    @property
     def applications(self) -> AllowList[ApplicationIdentity]:
         """The applications that are known."""
         return self._applications
@@ -512,6 +520,12 @@ class Agent:
     def _notify_rotation(self, association: Association) -> None:
         if self._supply is not None:
             self._supply.rotated(association)
+
+    def _retired(self, links: tuple[str, ...]) -> None:
+        """Timers have ended keys of these links: the neighbours are told."""
+        for name in links:
+            if name in self._links:
+                self._links[name].link.agreement.wake()
 
     def _notify_supply(self, application: str) -> None:
         if self._supply is not None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from qkdnode.config import AlgorithmSection, Config
 from qkdnode.errors import AlgorithmDisallowedError, VaultError
-from qkdnode.lifecycle.algorithms import Algorithm, Finding, Need, Status, Tightening, findings, tightened
+from qkdnode.lifecycle.algorithms import Algorithm, Finding, Need, Status, Tightening, findings, status_of, tightened
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.world import World
-from qkdnode.vault.agility import LatestDay, RootMethod, SeeDay, WrapAlgorithms
+from qkdnode.vault.agility import LatestDay, NoteAlgorithms, RootMethod, SeeDay, WrapAlgorithms
 from qkdnode.vault.root import ARGON2ID, CREDENTIAL, SCRYPT
 from qkdnode.vault.sealing import CHACHA20_POLY1305
 from qkdnode.watch.alarms import AlarmCode
@@ -69,6 +69,7 @@ class AlgorithmWatch:
         self._root_method: str | None = None
         self._wraps: tuple[str, ...] = ()
         self._checked = ""  # the day of the last check
+        self._told: NoteAlgorithms | None = None  # to the vault
         self._noted = ""  # the latest day in the log
         self._steady_since: tuple[int, int] | None = None  # monotonic, wall
 
@@ -89,6 +90,7 @@ class AlgorithmWatch:
         self._noted = await self._ask(LatestDay()) or ""
         await self._take_back()
         self._check()
+        await self._tell()
         demand_approved(self._config, self.day, self._root_method, self._wraps)
 
     async def run(self) -> None:
@@ -97,6 +99,9 @@ class AlgorithmWatch:
             await asyncio.sleep(LOOK_S)
             if await self._is_rewrapped() or self.day > self._checked:
                 self._check()
+            if self._told != self._standing():
+                with contextlib.suppress(VaultError):  # as above; it is told at the next look
+                    await self._tell()
             await self._note()
 
     def _check(self) -> None:
@@ -109,6 +114,21 @@ class AlgorithmWatch:
             self._recorder.alarm(code, finding.id, str(finding))
             if is_over:
                 self._recorder.clear(AlarmCode.ALGORITHM_DEPRECATED, finding.id)
+
+    def _standing(self) -> NoteAlgorithms:
+        """What the registry disallows, and deprecates, on the day that counts."""
+        by_status: dict[Status, list[str]] = {status: [] for status in Status}
+        for id_ in self.registry:
+            by_status[status_of(id_, self.day, self.registry)].append(id_)
+        return NoteAlgorithms(
+            disallowed=tuple(by_status[Status.DISALLOWED]), deprecated=tuple(by_status[Status.DEPRECATED])
+        )
+
+    async def _tell(self) -> None:
+        """The vault cuts and wraps by it."""
+        standing = self._standing()
+        await self._ask(standing)
+        self._told = standing
 
     async def _is_rewrapped(self) -> bool:
         """Whether the vault's data keys are wrapped otherwise than at the last look, by an operator's order."""

@@ -24,6 +24,7 @@ from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, use
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.algorithms import AlgorithmWatch
 from qkdnode.node.assets import Assets
+from qkdnode.node.clock import ClockCare
 from qkdnode.node.links import NodeLink, associate
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.rates import SAMPLE_NS, Rates
@@ -64,6 +65,8 @@ class ControlledNode(Protocol):
     def assets(self) -> Assets: ...
     @property
     def algorithms(self) -> AlgorithmWatch: ...
+    @property
+    def clock(self) -> ClockCare: ...
     @property
     def stopping(self) -> bool: ...
     def ask_to_stop(self) -> None: ...
@@ -149,6 +152,8 @@ class NodeControl:
             apply_policy=self.apply_policy,
             assets=self.assets,
             algorithms=self.algorithms,
+            clock=self._node.clock.status,
+            confirm_clock=self._node.clock.confirm,
         )
 
     # --- what is shown ---------------------------------------------------------------------------------------------

@@ -18,17 +18,20 @@ ALGORITHMS = usable_by_applications()  # what a class may allow
 
 
 class NodePolicy:
-    """What the vault says is in force. The vault decides by itself on every key; this is for who is not there yet."""
+    """What the vault says is in force. The vault decides by itself on every key; this is for who is not there yet.
+
+    `now_ns` is trusted time.
+    """
 
     def __init__(
         self,
         *,
         ask: Callable[[Any], Awaitable[Any]],
         alarm: Callable[[str, str, str], None],
-        wall_ns: Callable[[], int],
+        now_ns: Callable[[], int],
         log: Any,
     ) -> None:
-        self._ask, self._alarm, self._wall_ns, self._log = ask, alarm, wall_ns, log
+        self._ask, self._alarm, self._now_ns, self._log = ask, alarm, now_ns, log
         self._in_force: InForce | None = None
 
     async def read(self) -> None:
@@ -56,7 +59,7 @@ class NodePolicy:
             remote=association.remote,
             link=association.source,
             size_bits=size_bits,
-            now_ns=self._wall_ns(),
+            now_ns=self._now_ns(),
         )
         return None if decision.allowed else f"{decision.reason} [rule {decision.rule}]"
 

@@ -11,6 +11,7 @@ from typing import Any
 from qkdnode.errors import VaultError
 from qkdnode.vault.epochs import EndEpoch, MoveDataKeys
 from qkdnode.vault.readback import ReadBack, ReadBackState
+from qkdnode.vault.retirement import Retired, RetireKeys
 from qkdnode.vault.rotations import EndGenerations
 from qkdnode.vault.scopes import MoveRows
 from qkdnode.vault.scrub import Scrub, ScrubState
@@ -20,6 +21,8 @@ IDLE_S = 1.0
 SHARE = 0.1  # of the vault's time
 SETTLED_S = 30.0  # after the start, before anything of this is begun
 EPOCHS_S = 600.0  # between looks for epochs that are past; the first one is the catch-up after a stop
+RETIRING = 0.25  # the share for keys that are due
+LOST_S = 60.0  # between alarms that a class of keys is lost
 READ_BACK_S = 60.0  # between readings of the files; all of them are read for a few deleted keys as for many
 LOOK_S = 5.0  # between looks for something to do
 PAUSE_S = 0.02  # between pages, so that others are served: a page takes some milliseconds
@@ -35,6 +38,35 @@ async def move_rows(ask: Callable[[Any], Awaitable[Any]], alarm: Callable[[str, 
             alarm(error.code, "vault", str(error))
             some_are_left = False
         await asyncio.sleep(PAUSE_S if some_are_left else IDLE_S)
+
+
+async def retire(
+    ask: Callable[[Any], Awaitable[Any]],
+    alarm: Callable[[str, str, str], None],
+    ended: Callable[[tuple[str, ...]], None],
+    clock_s: Callable[[], float],
+) -> None:
+    """End keys that are due by the terms of their class for as long as the node runs, what was due at the start first.
+
+    `ended` is told the links whose neighbours are to hear of it. No key is released past its end meanwhile: that is
+    decided at each release, by the same time.
+    """
+    told_s = dict[str, float]()
+    while True:
+        begun_s, done = clock_s(), Retired(0, 0, (), False)
+        try:
+            done = await ask(RetireKeys())
+        except VaultError as error:
+            alarm(error.code, "vault", str(error))
+        if done.links:
+            ended(done.links)
+        for name in done.lost:
+            if begun_s - told_s.get(name, -LOST_S) >= LOST_S:
+                told_s[name] = begun_s
+                told = f"the policy has lost class {name!r}: its keys end within an hour, unless it is mended"
+                alarm(AlarmCode.POLICY, f"class {name}", told)
+        took_s = clock_s() - begun_s
+        await asyncio.sleep(max(PAUSE_S, took_s * (1 / RETIRING - 1)) if done.more else IDLE_S)
 
 
 class Care:

@@ -25,6 +25,7 @@ from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.devices import module_backend
 from qkdnode.node.entropy import Entropy
 from qkdnode.node.software import software
+from qkdnode.vault.core import TrustedFrom
 from qkdnode.vault.requests import Request
 from qkdnode.vault.root import RootSource
 from qkdnode.vault.service import Vault, secrets_in, takes_over
@@ -144,6 +145,10 @@ class World:
         """A clock that never steps; the loop's."""
         return round(asyncio.get_running_loop().time() * 1e9)
 
+    def steady_ns(self) -> int:
+        """The same, for any thread."""
+        return time.monotonic_ns()
+
     async def free_bytes(self, directory: Path) -> int:
         """What this user may still write to the file system of a directory. OSError if that cannot be told."""
         found = await asyncio.to_thread(os.statvfs, directory)
@@ -161,6 +166,7 @@ class World:
         node: str,
         draw_into: Callable[[SecretBuffer], None],
         signer: Signer,
+        trusted_from: TrustedFrom,
     ) -> NodeVault:
         """Open the node's vault, or make it at the first start."""
         vault = await asyncio.to_thread(
@@ -172,6 +178,7 @@ class World:
             signer=signer,
             clock_ns=self.wall_ns,
             create=not path.exists(),
+            trusted_from=trusted_from,
         )
         return ThreadedVault(vault)
 

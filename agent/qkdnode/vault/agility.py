@@ -39,6 +39,17 @@ class SeeDay(Request, frozen=True):
     taking_back: bool = False
 
 
+class NoteAlgorithms(Request, frozen=True):
+    """What the node's registry disallows, and deprecates, on the day that counts: known until the vault is closed.
+
+    No key is cut for a class all of whose algorithms are disallowed, no policy is applied that has only such ones, and
+    no data key is wrapped anew by one. Answer: None.
+    """
+
+    disallowed: tuple[str, ...]
+    deprecated: tuple[str, ...]
+
+
 def root_method(store: Store, request: RootMethod) -> str:
     """RootMethod."""
     parameters = read_meta(store.connection, ROOT).get(ROOT, b"")
@@ -77,4 +88,15 @@ def see_day(store: Store, request: SeeDay) -> str:
     return request.day
 
 
-HANDLERS = {RootMethod: root_method, WrapAlgorithms: wrap_algorithms, LatestDay: latest_day, SeeDay: see_day}
+def note_algorithms(store: Store, request: NoteAlgorithms) -> None:
+    """NoteAlgorithms."""
+    store.disallowed, store.deprecated = request.disallowed, request.deprecated
+
+
+HANDLERS = {
+    NoteAlgorithms: note_algorithms,
+    RootMethod: root_method,
+    WrapAlgorithms: wrap_algorithms,
+    LatestDay: latest_day,
+    SeeDay: see_day,
+}

@@ -13,6 +13,7 @@ import msgspec
 
 from qkdnode.audit.events import Detail
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
+from qkdnode.lifecycle.retirement import COLUMNS, Timer, next_times
 from qkdnode.lifecycle.states import HOLDING, LETTERS, STEPS, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.records import (
@@ -43,6 +44,12 @@ _TIMES = {
     Step.FAR_DELIVER: "delivered_remote_ns",
     Step.REFUSE: "ended_ns",
     Step.DESTROY: "ended_ns",
+}
+_BEGINS = {
+    Step.ACCEPT: Timer.PRE_ACTIVE,
+    Step.RESTORE: Timer.PRE_ACTIVE,
+    Step.DELIVER: Timer.ACTIVE,
+    Step.DEACTIVATE: Timer.DEACTIVATED,
 }
 
 
@@ -122,6 +129,7 @@ def make(
         epoch=store.epoch,
         version=1,
         kek=store.kek(cut.link),
+        waits_ns=store.trusted_ns,
     )
     assert row.kek is not None
     with memoryview(material) as view:
@@ -133,7 +141,7 @@ def make(
         [(first + place, its.sealed, its.wrapped) for place, its in enumerate(sealed)],
     )
     store.connection.executemany(
-        "INSERT OR IGNORE INTO key_heads VALUES (?, ?)", [(head, number) for head in sorted(_heads(ids))]
+        "INSERT OR IGNORE INTO key_heads VALUES (?, ?)", [(head, number) for head in sorted(heads(ids))]
     )
     store.tally(f"keys cut of {association.number}/{cut.generation}", len(ids))
     store.tally(f"bits cut of {association.number}/{cut.generation}", len(ids) * cut.size_bits)
@@ -212,6 +220,7 @@ def move(
         changes["delivery"] = None
     elif step in (Step.ACCEPT, Step.RESTORE):
         changes["delivery"] = store.journal.size
+    changes |= next_times(times(bundle), changes["states"], store.trusted_ns, begins=_BEGINS.get(step))
     changes = {name: value for name, value in changes.items() if value != getattr(bundle, name)}
     if gone and len(gone) < len(chosen.places):
         # The leaf of an erasure names no key that had no bits left to erase.
@@ -225,6 +234,22 @@ def move(
         if HOLDING.isdisjoint(states):
             changes["kek"] = None
     return store.change(bundle, STEPS[step].happened, told, outcome, chosen.ids(), **changes)
+
+
+def times(bundle: Bundle) -> dict[Timer, int | None]:
+    """Since when its keys are what timers end."""
+    return {timer: getattr(bundle, column) for timer, column in COLUMNS.items()}
+
+
+def hold(store: Store, bundle: Bundle, why: Why) -> Bundle:
+    """Keep what waits past its end: out of the outbox, given to nobody, and not looked for until nothing holds it."""
+    ready = bundle.places(Stage.READY)
+    if ready:
+        bundle = move(store, Chosen(bundle, ready), Step.QUARANTINE, why)
+    waits_ns = bundle.waits_ns if bundle.held_ns is None else bundle.held_ns
+    places = bundle.places(Stage.ALLOCATED, Stage.READY, Stage.QUARANTINED)
+    told: dict[str, Detail] = {"by": why.actor, "reason": why.reason}
+    return store.change(bundle, "key.held", told, "done", Chosen(bundle, places).ids(), waits_ns=None, held_ns=waits_ns)
 
 
 def _erase(store: Store, bundle: Bundle, places: list[int]) -> None:
@@ -318,15 +343,16 @@ def _holding(store: Store, ids: list[bytes]) -> list[Bundle]:
 def _numbers(store: Store, ids: Sequence[bytes]) -> list[int]:
     """Bundles that may hold some of these ids."""
     numbers: set[int] = set()
-    heads = _heads(ids)
-    for i in range(0, len(heads), _AT_ONCE):
-        page = heads[i : i + _AT_ONCE]
+    firsts = heads(ids)
+    for i in range(0, len(firsts), _AT_ONCE):
+        page = firsts[i : i + _AT_ONCE]
         statement = f"SELECT DISTINCT bundle FROM key_heads WHERE head IN ({_slots(page)})"
         numbers.update(number for (number,) in read_rows(store.connection, (int,), _INDEX, statement, *page))
     return sorted(numbers)
 
 
-def _heads(ids: Sequence[bytes]) -> list[int]:
+def heads(ids: Sequence[bytes]) -> list[int]:
+    """The first eight bytes of each id, as the index of ids has them."""
     return list(unpack(">" + "q8x" * len(ids), b"".join(ids)))
 
 

@@ -22,6 +22,7 @@ from qkdnode.errors import (
     VaultError,
     VaultLockedError,
 )
+from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import (
     agility,
@@ -43,6 +44,7 @@ from qkdnode.vault import (
     proofs,
     readback,
     receipts,
+    retirement,
     revocations,
     rotations,
     schema,
@@ -64,10 +66,14 @@ IDENTITY, IDENTITY_MAC, ROOT, CHECK = "identity", "identity MAC", "root paramete
 _CHECK = b"vault check"
 NOBODY = Caller()
 
+# Given the latest trusted time that the vault knows, and how far the wall clock was ahead of it: a clock for this run.
+TrustedFrom = Callable[[int, int], Callable[[], Standing]]
+
 HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
+    retirement,
     rotations,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
@@ -92,9 +98,16 @@ class VaultCore:
     """One open vault file, for one thread."""
 
     def __init__(
-        self, connection: apsw.Connection, store: Store, clock_ns: Callable[[], int], path: Path, disk: Disk, lock: int
+        self,
+        connection: apsw.Connection,
+        store: Store,
+        clock_ns: Callable[[], int],
+        trusted: Callable[[], Standing] | None,
+        path: Path,
+        disk: Disk,
+        lock: int,
     ) -> None:
-        self._connection, self._store, self._clock_ns = connection, store, clock_ns
+        self._connection, self._store, self._clock_ns, self._trusted = connection, store, clock_ns, trusted
         self._path, self._disk, self._lock = path, disk, lock
 
     @classmethod
@@ -109,10 +122,13 @@ class VaultCore:
         clock_ns: Callable[[], int],
         create: bool = False,
         disk: Disk = DISK,
+        trusted_from: TrustedFrom | None = None,
     ) -> "VaultCore":
         """Open a vault, or make one where `create` is true and there is none.
 
         `draw_into` fills a buffer with entropy, `signer` signs the log, `clock_ns` is the wall clock.
+        `trusted_from` gives the clock that timers of keys are held to; without it the wall clock is trusted, as far as
+        it does not go back.
         VaultLockedError if the root key is wrong, VaultDamagedError if the log or the node's keys are not what they
         were, VaultError if another process has the vault open.
         """
@@ -134,7 +150,12 @@ class VaultCore:
             journal.resume()
             medium = Medium(path, disk.vfs)
             store = Store(connection, sealing, journal, node=node, start=os.urandom(8), medium=medium)
-            _write_event(connection, journal, clock_ns(), "vault.opened")
+            now_ns = clock_ns()
+            known_ns = journal.kept.trusted_ns or now_ns  # a vault that was just made knows of no time
+            trusted = None if trusted_from is None else trusted_from(known_ns, journal.kept.withheld_ns)
+            journal.trusted_ns = known_ns
+            _read_trusted(journal, now_ns, trusted)
+            _write_event(connection, journal, now_ns, "vault.opened")
         except BaseException as error:
             if connection is not None:
                 _let_go(connection)
@@ -144,7 +165,7 @@ class VaultCore:
             if isinstance(error, apsw.Error):
                 raise storage_error(error, path) from error
             raise
-        return cls(connection, store, clock_ns, path, disk, lock)
+        return cls(connection, store, clock_ns, trusted, path, disk, lock)
 
     @property
     def path(self) -> Path:
@@ -172,7 +193,7 @@ class VaultCore:
             self._store.erasures.settle()
             if self._store.empties_log:
                 self._empty_log()
-            if self._store.journal.is_checkpoint_due:
+            if self._store.journal.is_checkpoint_due or self._store.journal.is_time_to_keep:
                 self._sign_log()
         except BaseException as error:
             failure = storage_error(error, self._path) if isinstance(error, apsw.Error) else error
@@ -183,11 +204,14 @@ class VaultCore:
         return outcomes
 
     def _sign_log(self) -> None:
-        """After a group that only read: sign what is in the log. The group stands, whatever the disk does now."""
+        """After a group that only read: sign what is in the log, and write the time. The group stands, whatever the
+        disk does now."""
         mark = self._store.journal.mark()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._store.journal.checkpoint()
+            if self._store.journal.is_checkpoint_due:
+                self._store.journal.checkpoint()
+            self._store.journal.keep_time()
             self._connection.execute("COMMIT")
         except apsw.Error:
             self._undo(mark)
@@ -218,7 +242,7 @@ class VaultCore:
 
     def _execute(self, request: Request) -> Outcome:
         """One request in its savepoint. What the storage cannot do is raised and fails the group."""
-        self._store.journal.now_ns = self._clock_ns()
+        self._read_clocks()
         handler = HANDLERS.get(type(request))
         if handler is None:
             return Outcome(error=LocalProtocolError(f"the vault does not know requests of {type(request).__name__}"))
@@ -251,6 +275,11 @@ class VaultCore:
         self._connection.execute("RELEASE request")
         return outcome
 
+    def _read_clocks(self) -> None:
+        journal = self._store.journal
+        journal.now_ns = self._clock_ns()
+        _read_trusted(journal, journal.now_ns, self._trusted)
+
     def _undo(self, mark: Mark, statement: str = "ROLLBACK") -> None:
         if self._connection.in_transaction:
             self._connection.execute(statement)
@@ -259,6 +288,14 @@ class VaultCore:
         if statement == "ROLLBACK":
             self._store.erasures.undo_group()
             self._store.scrub = None  # from what is written of it
+
+
+def _read_trusted(journal: Journal, now_ns: int, trusted: Callable[[], Standing] | None) -> None:
+    if trusted is None:
+        journal.trusted_ns = max(journal.trusted_ns, now_ns)
+    else:
+        standing = trusted()
+        journal.trusted_ns, journal.withheld_ns = standing.trusted_ns, standing.withheld_ns
 
 
 def _let_go(connection: apsw.Connection) -> None:

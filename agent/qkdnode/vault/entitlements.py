@@ -1,7 +1,7 @@
 """What the policy in force allows: which class an association's keys are of, how many there may be, which go out now.
 
 Every decision is made in the vault's thread, in the request that acts on it: a policy that is applied counts from the
-next request on.
+next request on. Times are trusted time (qkdnode.lifecycle.clockguard), as those of the timers that end keys.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from qkdnode.lifecycle.policy import quotas
 from qkdnode.lifecycle.policy.decision import (
     Case,
     Decision,
+    cut_for,
     due,
     first_allowed,
     nothing_permits,
@@ -116,7 +117,7 @@ def known_association(store: Store, wanted: Association) -> KnownAssociation | N
 def accept(store: Store, association: KnownAssociation, allocate: Allocate) -> Allotment | str:
     """What keys that the neighbour has cut are here; or why the policies of both ends do not let them be."""
     decision = _decision(store, association, allocate.key_class, allocate.size_bits)
-    decision = due(decision, now_ns=store.now_ns)
+    decision = cut_for(due(decision, now_ns=store.trusted_ns), store.disallowed)
     if not decision.allowed or decision.terms is None:
         return f"policy: {decision.reason} [rule {decision.rule}]"
     allotment = _allotment(store, association, decision.terms)
@@ -130,9 +131,12 @@ def explain(store: Store, request: ExplainPolicy) -> Explanation:
     policy, wanted = policies.in_force(store), request.association
     names = [its.name for its in policy.document.classes] if request.key_class is None else [request.key_class]
     decisions = (
-        due(
-            standing(policy.document, Case(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
-            now_ns=store.now_ns,
+        cut_for(
+            due(
+                standing(policy.document, Case(wanted.local, wanted.remote, wanted.source, name, request.size_bits)),
+                now_ns=store.trusted_ns,
+            ),
+            store.disallowed,
         )
         for name in names
     )
@@ -195,8 +199,9 @@ def _at_release(store: Store, bundle: Bundle, peer_reachable: bool) -> Decision:
     if association is None:
         return first_allowed((), "the association of the key is unknown")
     decision = _decision(store, association, bundle.class_, bundle.size_bits)
-    age_ns = max(0, store.now_ns - bundle.allocated_ns)
-    return due(decision, now_ns=store.now_ns, age_ns=age_ns, peer_reachable=peer_reachable)
+    cut_ns = bundle.waits_ns if bundle.held_ns is None else bundle.held_ns
+    age_ns = None if cut_ns is None else max(0, store.trusted_ns - cut_ns)
+    return due(decision, now_ns=store.trusted_ns, age_ns=age_ns, peer_reachable=peer_reachable)
 
 
 def _note(store: Store, withheld: Sequence[Withheld]) -> None:
@@ -230,7 +235,10 @@ def _chosen(store: Store, association: KnownAssociation, size_bits: int) -> Deci
     """The first class of the policy that the association may have now."""
     classes = policies.in_force(store).document.classes
     return first_allowed(
-        (due(_decision(store, association, its.name, size_bits), now_ns=store.now_ns) for its in classes),
+        (
+            cut_for(due(_decision(store, association, its.name, size_bits), now_ns=store.trusted_ns), store.disallowed)
+            for its in classes
+        ),
         nothing_permits(association.local, association.remote, association.link, size_bits),
     )
 
@@ -260,14 +268,16 @@ def _allotment(store: Store, association: KnownAssociation, terms: KeyClass) -> 
 
 def _outstanding(store: Store, association: KnownAssociation, terms: KeyClass) -> int:
     """Keys that are still to be delivered, but not those too old to be released: they would be waited for in vain."""
-    oldest = 0 if terms.max_age_at_release_s is None else store.now_ns - terms.max_age_at_release_s * SECOND_NS
+    oldest = 0 if terms.max_age_at_release_s is None else store.trusted_ns - terms.max_age_at_release_s * SECOND_NS
     return int(
         store.scalar(
             "SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding "
-            f"AND state = '{HELD}' AND key_generation = ? AND NOT (class = ? AND allocated_ns < ?)",
+            f"AND state = '{HELD}' AND key_generation = ? AND held_ns IS NULL "
+            "AND NOT (class = ? AND coalesce(waits_ns, ?) < ?)",
             association.number,
             generations.to_cut(store, association.number)[0],
             terms.name,
+            oldest,
             oldest,
         )
     )
@@ -291,8 +301,8 @@ def _room(store: Store, association: KnownAssociation, size_bits: int) -> Room:
 def _allowance(store: Store, its: Application | None) -> int | None:
     if its is None or its.bits_per_s is None:
         return None
-    known = store.policy.allowances.setdefault(its.name, Allowance(store.now_ns))
-    return known.available(store.now_ns, its.bits_per_s, its.burst_bits or its.bits_per_s)
+    known = store.policy.allowances.setdefault(its.name, Allowance(store.trusted_ns))
+    return known.available(store.trusted_ns, its.bits_per_s, its.burst_bits or its.bits_per_s)
 
 
 def _held(store: Store, association: KnownAssociation) -> tuple[int, int]:

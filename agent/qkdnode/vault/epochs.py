@@ -7,7 +7,7 @@ goes on where it was, and is finished when no row is left.
 import msgspec
 
 from qkdnode.audit.events import Detail
-from qkdnode.errors import LocalProtocolError
+from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.lifecycle.states import HOLDING, LETTERS, Stage
 from qkdnode.vault import bundles
 from qkdnode.vault.bundles import Chosen
@@ -106,6 +106,9 @@ def rewrap_keys(store: Store, request: RewrapKeys) -> RewrapState:
             f"data keys cannot be wrapped by {request.to!r}: give one of {', '.join(WRAPS)}, or {EPOCH}"
         )
     algorithm = store.wrap_algorithm if request.to == EPOCH else request.to
+    if algorithm in store.disallowed:
+        others = ", ".join(name for name in WRAPS if name not in store.disallowed) or "none"
+        raise VaultError(f"{algorithm} is disallowed today: nothing is wrapped by it; allowed: {others}")
     epoch = store.epoch if request.to == EPOCH else 0
     newest = _newest(store)
     if newest is not None and newest.state == RUNNING:

@@ -23,12 +23,20 @@ from qkdnode.wire.events import CHECKPOINT, TOPIC_PATTERN
 CHECKPOINT_LEAVES = 1000
 VERIFIED_ON_OPENING = 20_000  # entries, about 10 us each
 CHECKPOINT_NS = 60 * 10**9
+KEEP_NS = 60 * 10**9  # trusted time is written so often while nothing else is
 SUBJECTS_AT_ONCE = 128
+SUBJECTS_REMEMBERED = 16_384
 LOG_HEAD, LOG_HEAD_MAC = "log head", "log head MAC"
 LEAVES, NOTES = "an entry of the audit log in the vault", "a checkpoint in the vault"
 SUBTREES = "a hash over entries of the audit log in the vault"
 _TOPIC = re.compile(TOPIC_PATTERN)
-_NEWEST = "SELECT max(position) FROM leaves WHERE subject = ?"
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What is known of time, to go on from after a stop."""
+
+    trusted_ns: int = 0
+    withheld_ns: int = 0  # so far the wall clock was ahead of it, and not believed
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -38,6 +46,7 @@ class Mark(msgspec.Struct, frozen=True):
     topics: dict[str, int]
     checkpointed: int
     checkpointed_ns: int
+    kept: "Kept"
 
 
 class Verification:
@@ -71,9 +80,13 @@ class Journal:
         self._checkpointed = self._checkpointed_ns = 0
         self._pending: list[str] = []
         self._pending_subjects: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # newest leaves that this process wrote, by subject: as many as it remembers
         self._verification = Verification(empty_head())
         self._headed = 0  # size of the log under the stored head
         self.now_ns = 0
+        self.trusted_ns = 0  # time that timers are held to (qkdnode.lifecycle.clockguard), of the request in progress
+        self.withheld_ns = 0  # so far the wall clock is ahead of that
+        self._kept = Kept()  # as they stand in the stored head
 
     @property
     def origin(self) -> str:
@@ -84,6 +97,11 @@ class Journal:
     def public_key(self) -> bytes:
         """What verifies its checkpoints."""
         return self.signer.log_key
+
+    @property
+    def kept(self) -> "Kept":
+        """The latest trusted time that was written; zeros in a vault that was never opened."""
+        return self._kept
 
     @property
     def size(self) -> int:
@@ -126,17 +144,15 @@ class Journal:
 
     def newest(self, subject: str) -> int | None:
         """Position of the newest leaf about a subject."""
-        pending = self._pending_subjects.get(subject)
-        if pending is not None:
-            return pending
-        row = self._connection.execute(_NEWEST, (subject,)).fetchone()
-        return None if row is None else row[0]
+        return self.newest_of((subject,)).get(subject)
 
     def newest_of(self, subjects: Sequence[str]) -> dict[str, int]:
         """Position of the newest leaf about each of several subjects."""
-        newest: dict[str, int] = {}
-        for i in range(0, len(subjects), SUBJECTS_AT_ONCE):
-            page = subjects[i : i + SUBJECTS_AT_ONCE]
+        known = self._written
+        newest = {subject: known[subject] for subject in subjects if subject in known}
+        others = [subject for subject in subjects if subject not in known] if len(newest) < len(subjects) else []
+        for i in range(0, len(others), SUBJECTS_AT_ONCE):
+            page = others[i : i + SUBJECTS_AT_ONCE]
             slots = ", ".join("?" * len(page))
             statement = f"SELECT subject, max(position) FROM leaves WHERE subject IN ({slots}) GROUP BY subject"
             newest.update(self._connection.execute(statement, page))
@@ -146,15 +162,16 @@ class Journal:
 
     def mark(self) -> Mark:
         """Remember where the log stands."""
-        return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed, self._checkpointed_ns)
+        return Mark(self._frontier.copy(), self._topics.copy(), self._checkpointed, self._checkpointed_ns, self._kept)
 
     def rewind(self, mark: Mark) -> None:
         """Go back, as the transaction did. A mark serves once."""
         self._frontier, self._topics = mark.frontier, mark.topics
         self._checkpointed, self._checkpointed_ns = mark.checkpointed, mark.checkpointed_ns
-        self._headed = min(self._headed, mark.frontier.size)
+        self._headed, self._kept = min(self._headed, mark.frontier.size), mark.kept
         self._pending.clear()
         self._pending_subjects.clear()
+        self._written.clear()
 
     def write(self) -> tuple[int, int]:
         """Write the leaves of the request that ends; the positions of the first and last of them."""
@@ -169,20 +186,36 @@ class Journal:
             self._frontier.append(leaf_hash(leaf.encode()), subtrees)
         if subtrees:
             self._connection.executemany("INSERT INTO subtrees VALUES (?, ?, ?)", subtrees)
+        if len(self._written) > SUBJECTS_REMEMBERED:
+            self._written.clear()
+        self._written.update(self._pending_subjects)
         self._pending.clear()
         self._pending_subjects.clear()
         return first, self._frontier.size - 1
 
     def write_head(self) -> None:
-        """Before each commit of something new: the authenticated head of the log, and a checkpoint if it is due."""
+        """Before each commit of something new: the authenticated head of the log, and a checkpoint if it is due.
+
+        The trusted time stands in it: what was done at a time cannot be followed by an earlier one.
+        """
         self.write()
         if self._frontier.size != self._headed:
             if self.is_checkpoint_due:
                 self.checkpoint()
-            head = _encode_head(self._frontier, self._topics)
-            rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
-            self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
-            self._headed = self._frontier.size
+            self.keep_time()
+
+    def keep_time(self) -> None:
+        """The head with the trusted time of the request in progress."""
+        self._kept = Kept(max(self._kept.trusted_ns, self.trusted_ns), self.withheld_ns)
+        head = _encode_head(self._frontier, self._topics, self._kept)
+        rows = ((LOG_HEAD, head), (LOG_HEAD_MAC, self._sealing.mac("log head", head)))
+        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+        self._headed = self._frontier.size
+
+    @property
+    def is_time_to_keep(self) -> bool:
+        """Whether trusted time was not written for so long."""
+        return self.trusted_ns - self._kept.trusted_ns >= KEEP_NS
 
     @property
     def is_checkpoint_due(self) -> bool:
@@ -242,7 +275,7 @@ class Journal:
             raise VaultDamagedError(
                 "the head of the audit log in the vault is damaged: keep the file, start a new vault"
             )
-        frontier, topics = _decode_head(head)
+        frontier, topics, self._kept = _decode_head(head)
         self._frontier, self._topics, self._headed = frontier, topics, frontier.size
         self._verification = Verification(head)
         ((last,),) = self._connection.execute("SELECT coalesce(max(position) + 1, 0) FROM leaves")
@@ -262,7 +295,7 @@ class Journal:
         wrong; the next call reads from the start.
         """
         seen = self._verification
-        wanted, _ = _decode_head(seen.head)
+        wanted, _, kept = _decode_head(seen.head)
         try:
             if seen.frontier.size < wanted.size:
                 for position, leaf in read_rows(
@@ -275,7 +308,8 @@ class Journal:
                 ):
                     _verify_entry(seen, position, leaf)
                 self._verify_subtrees(seen)
-            if seen.frontier.size >= wanted.size and _encode_head(seen.frontier, seen.topics) != seen.head:
+            done = seen.frontier.size >= wanted.size
+            if done and _encode_head(seen.frontier, seen.topics, kept) != seen.head:
                 raise VaultDamagedError(
                     f"the audit log in the vault was changed: its {wanted.size} entries do not give its authenticated "
                     "head; export it for evidence and keep the file, start a new vault"
@@ -319,16 +353,16 @@ class Journal:
 
 def empty_head() -> bytes:
     """The head of a log without leaves."""
-    return _encode_head(Frontier(), {})
+    return _encode_head(Frontier(), {}, Kept())
 
 
-def _encode_head(frontier: Frontier, topics: Mapping[str, int]) -> bytes:
-    return msgspec.msgpack.encode((frontier.encode(), sorted(topics.items())))
+def _encode_head(frontier: Frontier, topics: Mapping[str, int], kept: Kept) -> bytes:
+    return msgspec.msgpack.encode((frontier.encode(), sorted(topics.items()), kept.trusted_ns, kept.withheld_ns))
 
 
-def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int]]:
-    frontier, topics = msgspec.msgpack.decode(head, type=tuple[bytes, list[tuple[str, int]]])
-    return Frontier.decode(frontier), dict(topics)
+def _decode_head(head: bytes) -> tuple[Frontier, dict[str, int], Kept]:
+    frontier, topics, *kept = msgspec.msgpack.decode(head, type=tuple[bytes, list[tuple[str, int]], int, int])
+    return Frontier.decode(frontier), dict(topics), Kept(*kept)
 
 
 def _verify_entry(seen: "Verification", position: int, leaf: str) -> None:

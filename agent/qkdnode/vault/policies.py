@@ -28,7 +28,7 @@ from qkdnode.errors import ApprovalError, PolicyError, QkdnodeError, VaultDamage
 from qkdnode.lifecycle.policy.builtin import VERSION, Configured, default_document
 from qkdnode.lifecycle.policy.check import check
 from qkdnode.lifecycle.policy.decision import document_digest
-from qkdnode.lifecycle.policy.document import Document, parse, render
+from qkdnode.lifecycle.policy.document import Document, KeyClass, parse, render
 from qkdnode.vault.records import AppliedPolicy, KnownAssociation, policy_subject
 from qkdnode.vault.requests import ApplyPolicy, CurrentPolicy, InForce, PolicyVersion, ShowPolicy
 from qkdnode.vault.store import Aftermath, Store
@@ -80,7 +80,7 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
     try:
         if request.repeats is not None:
             document = _repeated(rows, request.repeats)
-        _demand_sound(document, request.algorithms)
+        _demand_sound(store, document, request.algorithms)
         approvals = [decode_approval(data, f"approval {i}") for i, data in enumerate(request.approvals, 1)]
         wanted = guarded_request(store.node, number, previous, document)
         approved = check_approvals(wanted, approvals, request.people, store.now_ns, _signed)
@@ -104,6 +104,20 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
     store.policy.forget()
     store.policy.head = None
     return _version(store, row, in_force(store))
+
+
+def last_known(store: Store, key_class: str) -> KeyClass | None:
+    """The terms of a class in the newest version that knew it, for one that the policy in force does not know."""
+    former, number = store.policy.former, in_force(store).number
+    if key_class not in former:
+        found: KeyClass | None = None
+        for version in range(number - 1, -1, -1):
+            document = _in_force(store, _sound_row(store, version) if version else None).document
+            found = document.key_class(key_class)
+            if found is not None:
+                break
+        former[key_class] = found
+    return former[key_class]
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------
@@ -231,8 +245,9 @@ def _repeated(rows: list[AppliedPolicy], number: int) -> bytes:
     return rows[number - 1].document
 
 
-def _demand_sound(data: bytes, algorithms: tuple[str, ...]) -> None:
-    errors = [str(finding) for finding in check(parse(data), frozenset(algorithms)) if finding.error]
+def _demand_sound(store: Store, data: bytes, algorithms: tuple[str, ...]) -> None:
+    found = check(parse(data), frozenset(algorithms), store.disallowed, store.deprecated)
+    errors = [str(finding) for finding in found if finding.error]
     if errors:
         more = f" and {len(errors) - _SHOWN} more" * (len(errors) > _SHOWN)
         raise PolicyError(f"the policy cannot be applied: {'; '.join(errors[:_SHOWN])}{more}")

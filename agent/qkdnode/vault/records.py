@@ -252,6 +252,11 @@ class Bundle(Record, frozen=True):
     epoch: int
     version: int
     kek: int | None  # under which the data keys are wrapped; None once no key is held any more
+    waits_ns: int | None = None  # trusted time, as all of these: cut then, and some key is not used yet
+    held_ns: int | None = None  # in place of that, past its end, while a legal hold keeps it
+    used_ns: int | None = None  # some key is delivered; since the last was
+    kept_ns: int | None = None  # some key is deactivated; since the last was
+    over_ns: int | None = None  # every key has ended
     generation: int = 0
     leaf: int = 0
 
@@ -479,6 +484,23 @@ class Duty(Record, frozen=True):
         return f"duty/{self.link}/{self.serial}"
 
 
+class LostClass(Record, frozen=True):
+    """A class that keys are of and that the policy does not know any more."""
+
+    table: ClassVar[str] = "lost_classes"
+    key: ClassVar[tuple[str, ...]] = ("name",)
+    topic: ClassVar[str] = "policy"
+    dropped: ClassVar[bool] = True  # it is noted anew, and its time begins again
+
+    name: str
+    since_ns: int  # trusted time
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"class/{self.name}"
+
+
 class KnownAsset(Record, frozen=True):
     """A device or a piece of software, by what tells one state of it from another."""
 
@@ -637,6 +659,7 @@ RECORDS: tuple[type[Record], ...] = (
     Scope,
     Tombstone,
     Duty,
+    LostClass,
     KnownAsset,
     KnownAlarm,
     AppliedPolicy,
@@ -648,6 +671,7 @@ RECORDS: tuple[type[Record], ...] = (
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "duty", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "generation",
+    "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed",
+    "generation",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

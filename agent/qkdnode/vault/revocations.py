@@ -91,7 +91,7 @@ def follow_revoked(store: Store, request: FollowRevoked) -> int:
     """FollowRevoked."""
     link, message = known_link(store, request.link), request.message
     ids = bundles.split(message.key_ids)
-    if len(ids) != len(message.stages) or len(message.key_ids) % 16 or not set(message.stages) <= _TOLD:
+    if len(ids) != len(message.stages) or len(message.key_ids) % 16 or not set(message.stages) <= TOLD:
         raise LocalProtocolError(f"the peer revokes {len(ids)} keys with {len(message.stages)} stages: nothing follows")
     stages = dict(zip(ids, message.stages, strict=True))
     why, moved, known = Why("neighbour", message.reason), 0, set[bytes]()
@@ -99,15 +99,19 @@ def follow_revoked(store: Store, request: FollowRevoked) -> int:
         known.update(one.ids())
         if one.bundle.link != link.link:
             continue
-        for letter in sorted(_TOLD):
+        for letter in sorted(TOLD):
             places = [place for place in one.places if stages[one.bundle.key_id(place)] == letter]
             if places:
-                moved += _follow(store, one.bundle.number, places, STAGE_OF_LETTER[letter], why)
-    for key_id in stages.keys() - known:
-        # A damaged key is not among the known: it is out of use as it is.
-        if not bundles.taken(store, [key_id]) and store.get(Tombstone, link.link, key_id) is None:
-            store.create(Tombstone(link.link, key_id, message.reason), "key.revoked_unseen", "done", [key_id])
+                moved += follow(store, one.bundle.number, places, STAGE_OF_LETTER[letter], why)
+    bury(store, link.link, stages.keys() - known, message.reason)
     return moved
+
+
+def bury(store: Store, link: str, unknown: set[bytes], reason: str) -> None:
+    """Ids of no key here that are out of use at the other end become none. A damaged key is out of use as it is."""
+    for key_id in sorted(unknown):
+        if not bundles.taken(store, [key_id]) and store.get(Tombstone, link, key_id) is None:
+            store.create(Tombstone(link, key_id, reason), "key.revoked_unseen", "done", [key_id])
 
 
 def is_revoked(store: Store, link: str, ids: list[bytes]) -> bool:
@@ -121,7 +125,7 @@ def unconfirmed(store: Store, request: RevocationsUnconfirmed) -> tuple[OutboxEn
     return outbox.revocations(store, request.link, request.limit)
 
 
-def _follow(store: Store, number: int, places: list[int], target: Stage, why: Why) -> int:
+def follow(store: Store, number: int, places: list[int], target: Stage, why: Why) -> int:
     """Take keys of a Bundle to where they stand at the other end, or leave them where they are beyond that."""
     steps = _TO[target]
     moved = set[int]()
@@ -160,5 +164,5 @@ _TO: dict[Stage, tuple[Step, ...]] = {
     Stage.DESTROYED: (FOLLOWED[Stage.DESTROYED],),
     Stage.DESTROYED_COMPROMISED: (Step.COMPROMISE, Step.DESTROY),
 }
-_TOLD = frozenset(LETTERS[stage] for stage in _TO)
+TOLD = frozenset(LETTERS[stage] for stage in _TO)
 HANDLERS = {RevokeKeys: revoke_keys, FollowRevoked: follow_revoked, RevocationsUnconfirmed: unconfirmed}

@@ -22,6 +22,7 @@ from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.records import Bundle, Generations, KnownAssociation, Notice
 from qkdnode.vault.requests import Request
+from qkdnode.vault.retirement import terms_of
 from qkdnode.vault.store import Store
 from qkdnode.wire.messages import (
     KIND_OF_BODY,
@@ -239,7 +240,7 @@ def _usage(
     deprecated = request.deprecated
     moments = [deprecated[name] for name in (*(terms.algorithms or ()), store.wrap_algorithm) if name in deprecated]
     return rotation.Usage(
-        now_ns=store.now_ns,
+        now_ns=store.trusted_ns,
         since_ns=row.since_ns or int(oldest[0][0]),
         keys=store.tallied(f"keys cut of {its}"),
         bits=store.tallied(f"bits cut of {its}"),
@@ -288,7 +289,7 @@ def _proposed(store: Store, known: KnownAssociation, row: Generations, message: 
         return False  # what Alice has seen ending has not ended here yet
     by = row.by if row.phase == Phase.WANTED else "neighbour"
     _enter(store, known, row, Phase.AGREED, newest=message.number, number=message.number, peer=Phase.PROPOSED.value,
-           reason=message.reason, by=by, begun_ns=store.now_ns)  # fmt: skip
+           reason=message.reason, by=by, begun_ns=store.trusted_ns)  # fmt: skip
     return True
 
 
@@ -320,7 +321,7 @@ def _heard_given_up(
     elif message.number > row.newest:  # its proposal was not heard, and is not taken up any more
         changes: dict[str, Any] = {"newest": message.number, "result": message.reason}
         if row.phase == Phase.WANTED:
-            changes |= {"phase": Phase.STEADY.value, "phase_ns": store.now_ns}
+            changes |= {"phase": Phase.STEADY.value, "phase_ns": store.trusted_ns}
         _change(store, row, "rotation.given_up", {"number": message.number, "reason": message.reason}, **changes)
     return True
 
@@ -330,7 +331,7 @@ def _heard_given_up(
 
 def _start(store: Store, known: KnownAssociation, row: Generations, reason: str, by: str) -> Generations:
     """Alice proposes; Bob asks her to."""
-    now = store.now_ns
+    now = store.trusted_ns
     if known_link(store, known.link).role == BOB:
         row = _change(
             store, row, "rotation.wanted", {"reason": reason, "by": by},
@@ -358,7 +359,7 @@ def _advance(store: Store, known: KnownAssociation, row: Generations, fact: Fact
 
 def _enter(store: Store, known: KnownAssociation, row: Generations, phase: Phase, **changes: Any) -> Generations:
     """Write a phase, and tell the other end if it is to know."""
-    number, now = changes.get("number", row.number), store.now_ns
+    number, now = changes.get("number", row.number), store.trusted_ns
     happened = "rotation.ended" if phase is Phase.STEADY else f"rotation.{phase}"
     if phase is Phase.STEADY:
         changes |= {"current": number, "number": 0, "peer": Phase.STEADY.value, "since_ns": now, "result": DONE}
@@ -375,7 +376,7 @@ def _given_up(store: Store, known: KnownAssociation, row: Generations, reason: s
     number = row.number
     row = _change(
         store, row, "rotation.given_up", {"number": number, "reason": reason},
-        phase=Phase.STEADY.value, peer=Phase.STEADY.value, number=0, phase_ns=store.now_ns, result=reason,
+        phase=Phase.STEADY.value, peer=Phase.STEADY.value, number=0, phase_ns=store.trusted_ns, result=reason,
         **_to_end(row, number),
     )  # fmt: skip
     if known_link(store, known.link).role == ALICE:
@@ -385,7 +386,7 @@ def _given_up(store: Store, known: KnownAssociation, row: Generations, reason: s
 
 def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generations:
     """What an end does by itself when its time has come."""
-    phase, now = Phase(row.phase), store.now_ns
+    phase, now = Phase(row.phase), store.trusted_ns
     waited = now - row.phase_ns
     if phase is Phase.CUT and rotation.is_quiet(waited, generations.unpaired(store, known.number, row.current)):
         return _advance(store, known, row, Fact.QUIET)
@@ -446,7 +447,12 @@ def _end(store: Store, bundle: Bundle) -> int:
             if stage is Stage.DELIVERED and step is Step.DESTROY:
                 alone.append(bundle.key_id(place))
     why = Why("rotation", Reason.SUPERSEDED.value)
-    link = bundle.link
+    link, held = bundle.link, terms_of(store, bundle.class_).held
+    if held:  # nothing of the class is destroyed: kept, and given to nobody
+        by_step.pop(Step.DESTROY, None)
+        alone.clear()
+        if bundle.places(Stage.ALLOCATED, Stage.READY, Stage.QUARANTINED):
+            bundle = bundles.hold(store, bundle, why)
     for step, places in by_step.items():
         bundle = bundles.move(store, Chosen(bundle, places), step, why)
     if alone:
@@ -512,7 +518,7 @@ def _state(store: Store, known: KnownAssociation, row: Generations) -> RotationS
         row.since_ns,
         row.begun_ns,
         row.phase_ns,
-        store.now_ns,
+        store.trusted_ns,
         sum(len(its.places(Stage.READY)) for its in rows),
         sum(its.outstanding for its in rows),
         row.result,

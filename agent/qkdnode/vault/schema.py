@@ -209,6 +209,11 @@ CREATE TABLE bundles (
     epoch INTEGER NOT NULL,
     version INTEGER NOT NULL,
     kek INTEGER,
+    waits_ns INTEGER,
+    held_ns INTEGER,
+    used_ns INTEGER,
+    kept_ns INTEGER,
+    over_ns INTEGER,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL
@@ -237,6 +242,22 @@ CREATE TABLE generations (
     ending INTEGER NOT NULL,
     reached INTEGER NOT NULL,
     ended INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
+-- What timers end next, class by class (qkdnode.lifecycle.retirement).
+CREATE INDEX bundles_waiting ON bundles (class, own, waits_ns) WHERE waits_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_on_hold ON bundles (class, own, held_ns) WHERE held_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_used ON bundles (class, own, used_ns) WHERE used_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_kept ON bundles (class, own, kept_ns) WHERE kept_ns IS NOT NULL AND state = 'held';
+CREATE INDEX bundles_over ON bundles (class, own, over_ns) WHERE over_ns IS NOT NULL AND state = 'held';
+
+-- Classes that keys are of and that the policy in force does not know.
+CREATE TABLE lost_classes (
+    name TEXT PRIMARY KEY,
+    since_ns INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL

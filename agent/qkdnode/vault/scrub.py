@@ -334,9 +334,18 @@ def _told_of(store: Store, place: Any) -> Page:
     end = min(size, place + LEAVES)
     page = Page(end)
     for (number,) in store.rows(_TOLD, place, end):
-        if not store.rows("SELECT 1 FROM bundles WHERE number = ?", number):
+        if not store.rows("SELECT 1 FROM bundles WHERE number = ?", number) and not _is_forgotten(store, number):
             _tell(store, page, f"bundles/{number}", "is missing, though the log tells of it", "found")
     return page
+
+
+def _is_forgotten(store: Store, number: int) -> bool:
+    """Whether the log says last of a Bundle that its row was deleted, as its keys had ended long ago."""
+    ((subject,),) = store.rows("SELECT subject FROM leaves WHERE position = ?", number)
+    newest = store.journal.newest(subject)
+    assert newest is not None, "the leaf that names it"
+    ((_, event),) = store.journal.after(newest, 1)
+    return event.kind == "key.forgotten"
 
 
 def _tell(store: Store, page: Page, name: str, what: str, outcome: str) -> None:

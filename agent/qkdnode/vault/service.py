@@ -15,7 +15,7 @@ from qkdnode.audit.checkpoint import Signer
 from qkdnode.audit.events import AnyEvent
 from qkdnode.errors import VaultError
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault.core import Outcome, VaultCore
+from qkdnode.vault.core import Outcome, TrustedFrom, VaultCore
 from qkdnode.vault.disk import DISK, Disk
 from qkdnode.vault.requests import EventsAfter, ProvisionLink, Request, StorePending, StoreReady
 from qkdnode.vault.root import RootSource
@@ -61,6 +61,7 @@ class Vault:
         clock_ns: Callable[[], int],
         create: bool = False,
         disk: Disk = DISK,
+        trusted_from: TrustedFrom | None = None,
     ) -> "Vault":
         """Open a vault, or make one, as VaultCore.open does."""
         return cls(
@@ -73,6 +74,7 @@ class Vault:
                 clock_ns=clock_ns,
                 create=create,
                 disk=disk,
+                trusted_from=trusted_from,
             )
         )
 

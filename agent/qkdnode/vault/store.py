@@ -15,6 +15,7 @@ from msgspec.structs import astuple, fields, replace
 from qkdnode.audit.events import AlarmEvent, Detail, Event
 from qkdnode.errors import QkdnodeError, VaultDamagedError
 from qkdnode.lifecycle.policy.decision import Case, Decision
+from qkdnode.lifecycle.policy.document import KeyClass
 from qkdnode.lifecycle.policy.quotas import Allowance
 from qkdnode.lifecycle.states import STAGE_OF_LETTER, Stage
 from qkdnode.native.secret import SecretBuffer
@@ -37,6 +38,7 @@ from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
 UNDER_KEK = "rows under KEK "
+_COUNTED = frozenset({"states", "far", "kek"})
 _STATES, _FAR = 2, 3  # where the row of a Bundle has them
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
@@ -69,6 +71,7 @@ class KnownPolicy:
         self.head: tuple[int, bytes] | None = None  # number and digest of the newest record, once all were verified
         self.damage = ""  # why the chain is not what was applied: found once in a run, and for good
         self.allowances: dict[str, Allowance] = {}  # by application
+        self.former: dict[str, KeyClass | None] = {}  # last known terms of classes that it has lost
         self.withheld: Counter[str] = Counter()  # rule -> keys, at each attempt to have them
         self.told: dict[tuple[int, str], None] = {}  # Bundles and rules whose keys' withholding is journalled
 
@@ -76,6 +79,7 @@ class KnownPolicy:
         """Read it again before it is used; what was counted stays."""
         self.in_force = None
         self.decisions.clear()
+        self.former.clear()
 
 
 class Store:
@@ -107,6 +111,8 @@ class Store:
         self.file_reading: Any = None  # the reading of the files in progress
         self.scrub: Any = None  # the pass over all records in progress
         self.reading = False  # the request in progress may change nothing
+        self.disallowed: tuple[str, ...] = ()  # algorithms, by the node's registry on the day that counts
+        self.deprecated: tuple[str, ...] = ()
         self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
         self.generations: tuple[list[Any], dict[int, Any]] | None = None  # of associations, by their numbers
@@ -118,6 +124,11 @@ class Store:
     def now_ns(self) -> int:
         """Wall clock of the request in progress."""
         return self.journal.now_ns
+
+    @property
+    def trusted_ns(self) -> int:
+        """Trusted time of the request in progress: what timers of keys, and terms of the policy, are held to."""
+        return self.journal.trusted_ns
 
     @property
     def who(self) -> dict[str, Detail]:
@@ -195,7 +206,7 @@ class Store:
         found = [self._genuine(record, row) for row in rows]
         subjects = [row.subject(self.sealing.pseudonym) for row in found]
         named = [subject for subject in subjects if subject is not None]
-        newest = self.journal.newest_of(named) if named else {}
+        newest = self.journal.newest_of(named)
         for row, subject in zip(found, subjects, strict=True):
             if subject is not None and newest.get(subject) != row.leaf:  # type: ignore[attr-defined]
                 raise self._put_back(row)
@@ -248,9 +259,10 @@ class Store:
         """Journal a transition of a verified row, or of the `named` keys in it, and write it."""
         generation = row.generation + 1  # type: ignore[attr-defined]
         leaf = self._journal(row, happened, outcome, details, named)
-        self._count(row, -1)
-        row = replace(row, generation=generation, leaf=leaf, **changes)
-        self._count(row, 1)
+        before, row = row, replace(row, generation=generation, leaf=leaf, **changes)
+        if not _COUNTED.isdisjoint(changes):
+            self._count(before, -1)
+            self._count(row, 1)
         mac = self.sealing.mac(row.table, astuple(row))
         self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
@@ -307,7 +319,9 @@ class Store:
         first, last = self.journal.write()
         self.erasures.end_request(first, last)
         if self._counts:
-            self.connection.executemany(_COUNT, list(self._counts.items()))
+            changed = [(name, by) for name, by in self._counts.items() if by]
+            if changed:
+                self.connection.executemany(_COUNT, changed)
             self._counts.clear()
 
     def forget(self) -> None:

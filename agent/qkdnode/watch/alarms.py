@@ -54,6 +54,7 @@ class AlarmCode(StrEnum):
     NOT_ERASED = "NOT_ERASED"
     COMPROMISED = "COMPROMISED"
     CLOCK_STEP = "CLOCK_STEP"
+    CLOCK = "CLOCK"
     CONFIG = "CONFIG"
     POLICY = "POLICY"
     ROTATION = "ROTATION"
@@ -194,6 +195,9 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.CLOCK_STEP: Kind(
         _WARNING, _PERSON, "the wall clock was set: times in the log jump there; check time synchronisation"
+    ),
+    AlarmCode.CLOCK: Kind(
+        _MAJOR, _SIGNAL, "timers of keys do not follow the wall clock: `qkdnode clock show`; set it right or confirm it"
     ),
     AlarmCode.CONFIG: Kind(
         _MAJOR, _QUIET, "the configurations of both ends differ: make them equal and restart"

@@ -291,6 +291,20 @@ class Algorithms(Request, frozen=True, kw_only=True, tag="inventory algorithms")
     """The algorithm registry of the node on the day that counts. Answer: AlgorithmList."""
 
 
+class ClockShow(Request, frozen=True, kw_only=True, tag="clock"):
+    """The wall clock and the time that timers of keys are held to. Answer: ClockStatus."""
+
+
+class ClockConfirm(Request, frozen=True, kw_only=True, tag="clock confirm"):
+    """The wall clock is right up to this time: timers may follow it so far. Answer: ClockStatus."""
+
+    until_ns: U64
+
+
+class Due(Request, frozen=True, kw_only=True, tag="keys due"):
+    """What timers are to end next, class by class, and what is held. Answer: DueList."""
+
+
 AnyRequest: TypeAlias = (
     Status
     | Links
@@ -323,12 +337,15 @@ AnyRequest: TypeAlias = (
     | PolicyApply
     | Assets
     | Algorithms
+    | ClockShow
+    | ClockConfirm
+    | Due
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    RotateKeys, GiveUpRotations, Rotations, Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause,
-    Resume, Shutdown, Reload, ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets,
-    Algorithms,
+    RotateKeys, GiveUpRotations, Rotations,
+    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
+    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due,
 )  # fmt: skip
 
 
@@ -573,6 +590,33 @@ class EpochList(Answer, frozen=True, kw_only=True):
     rewrap: RewrapStatus | None
 
 
+class ClockStatus(Answer, frozen=True, kw_only=True):
+    """Both times. `withheld_ns`: so far the wall clock is ahead, and not believed; `behind_ns`: so far it is behind."""
+
+    wall_ns: int
+    trusted_ns: int
+    withheld_ns: int
+    behind_ns: int
+
+
+class DueEntry(Answer, frozen=True, kw_only=True):
+    """What of one class's keys a timer ends next: the Bundle that is due first, on trusted time."""
+
+    key_class: str
+    timer: str  # pre-active, active, deactivated, record
+    rule: str  # the term
+    due_ns: int | None  # None: the class sets no such term
+    bundles: int  # that are due, counted up to 1,000
+    held: bool  # by the class's legal hold: nothing of it is destroyed
+
+
+class DueList(Answer, frozen=True, kw_only=True):
+    """Timers of every class of which there is something to end."""
+
+    trusted_ns: int
+    timers: tuple[DueEntry, ...]
+
+
 class Receipt(Answer, frozen=True, kw_only=True):
     """A receipt: of a destroyed key, as qkdnode.audit.receipt verifies it, or of an entry, as the verifier does."""
 
@@ -740,6 +784,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     PolicyApply: PolicyShown,
     Assets: AssetPage,
     Algorithms: AlgorithmList,
+    ClockShow: ClockStatus,
+    ClockConfirm: ClockStatus,
+    Due: DueList,
 }
 
 _encoder = msgspec.msgpack.Encoder()

@@ -373,6 +373,15 @@ class Compromised(Message, frozen=True):
     application: Annotated[str, Meta(max_length=31)]  # at either end; empty: all
 
 
+class KeysRetired(Message, frozen=True):
+    """These keys have come to their end at the sender by the terms of their class: the receiver follows."""
+
+    notice: U64
+    rule: Literal["age-at-release", "validity-window", "unknown-class", "lifetime", "retain-key", "hold-released"]
+    key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 1024)]
+    stages: Annotated[bytes, Meta(min_length=1, max_length=1024)]  # where each stands at the sender, a letter each
+
+
 class RevocationsWaiting(Message, frozen=True):
     """So many revocations of the sender are not journalled at the receiver: until none is, it supplies no key."""
 
@@ -511,6 +520,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(60, KeysRevoked, EITHER, Protection.VAULT, 32 * KIB),
     Kind(61, Compromised, EITHER, Protection.VAULT, 4 * KIB),
     Kind(62, RevocationsWaiting, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(70, KeysRetired, EITHER, Protection.VAULT, 32 * KIB),
     Kind(84, RotationWanted, (BOB,), Protection.VAULT, 4 * KIB),
     Kind(85, RotationProposed, (ALICE,), Protection.VAULT, 4 * KIB),
     Kind(86, RotationStands, EITHER, Protection.VAULT, 4 * KIB),

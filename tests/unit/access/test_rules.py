@@ -82,6 +82,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (True, "assets-are-accounted-for"),
         MA: (False, DEFAULT_DENY),
     },
+    Action.CLOCK_CONFIRM: {
+        OP: (False, DEFAULT_DENY),
+        SO: (True, "the-clock-is-vouched-for"),
+        AU: (False, HANDS_OFF),
+        MA: (True, "the-clock-is-vouched-for"),
+    },
     Action.AUDIT_EXPORT: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "the-log-is-examined"),

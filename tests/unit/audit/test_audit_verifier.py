@@ -126,6 +126,10 @@ TAMPERINGS: dict[str, tuple[Callable[[Any, Lines], Lines], str]] = {
         lambda log, x: [x[0].replace('"node-a', '"node-b'), *x[1:]],
         "checkpoint 1 (entries 0-59): origin 'node-a.audit', but this is the log of 'node-b.audit'",
     ),
+    "header without an origin": (
+        lambda log, x: [x[0].replace('"node-a.audit"', '""'), *x[1:]],
+        "checkpoint 1 (entries 0-59): origin 'node-a.audit', but this is the log of ''",
+    ),
     "header of another key": (
         lambda log, x: [re.sub('"public_key":"..', '"public_key":"B6', x[0]), *x[1:]],
         "header: the public key is not the one that was given",

@@ -20,7 +20,7 @@ not_after = 2027-01-01T01:00:00+01:00
 lifetime_s = 86400
 max_age_at_release_s = 3600
 use_limit = 1
-byte_limit = 32
+byte_limit = 64
 retain_key_s = 60
 retain_metadata_s = 31536000
 custodian = { operational = "maintainer" }

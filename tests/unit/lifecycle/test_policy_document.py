@@ -131,7 +131,15 @@ CASES = {
         ("class bulk: use_limit", Kind.LIMIT, True),
     ),
     "a one-time pad longer than itself": (
-        changed("byte_limit = 32", "byte_limit = 65"),
+        changed("byte_limit = 64", "byte_limit = 65"),
+        ("class bulk: byte_limit", Kind.LIMIT, True),
+    ),
+    "a key longer than what it may protect": (
+        changed("byte_limit = 64", "byte_limit = 32"),
+        ("class bulk: byte_limit", Kind.LIMIT, False),
+    ),
+    "keys that are all longer than what they may protect": (
+        changed("byte_limit = 64", "byte_limit = 31"),
         ("class bulk: byte_limit", Kind.LIMIT, True),
     ),
     "a key that outlives its record": (
@@ -193,6 +201,17 @@ CASES = {
 def test_every_fault_is_found_at_its_place(what: str) -> None:
     text, expected = CASES[what]
     assert expected in findings(text)
+
+
+def test_algorithms_are_held_to_the_registry_of_today() -> None:
+    def found(*gone: str, deprecated: tuple[str, ...] = ()) -> list[tuple[str, bool]]:
+        findings = check(good(), ALGORITHMS, gone, deprecated)
+        return [(finding.text, finding.error) for finding in findings if finding.kind is Kind.ALGORITHM]
+
+    assert found() == []
+    assert found("OTP") == [("OTP is among them and disallowed today", False)]
+    assert found("OTP", "AES-256-GCM") == [("AES-256-GCM, OTP are all disallowed today: no key is cut for it", True)]
+    assert found(deprecated=("OTP",)) == [("OTP is deprecated: plan its replacement", False)]
 
 
 def test_windows_that_only_touch_do_not_overlap() -> None:

@@ -9,7 +9,7 @@ from signing import SIGNING
 from virtual_time import VirtualTimeLoop
 
 from qkdnode.config import Config, decode_config
-from qkdnode.errors import AlgorithmDisallowedError, ConfigError, DiskFullError, VaultDamagedError
+from qkdnode.errors import AlgorithmDisallowedError, ConfigError, DiskFullError, VaultDamagedError, VaultError
 from qkdnode.lifecycle.algorithms import Need
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.algorithms import AlgorithmWatch, day_of, demand_approved, needs_of, registry_of
@@ -164,14 +164,18 @@ def test_how_the_root_key_is_derived_counts_as_the_vault_says(method: str, id_: 
 
 
 def test_an_algorithm_counts_from_when_data_keys_are_wrapped_by_it(node: Node) -> None:
-    text = disallow("ChaCha20-Poly1305", day(0))
+    text = disallow("ChaCha20-Poly1305", day(1))
     watch = node.start(text)
     assert node.call(WrapAlgorithms()) == ("AES-256-GCM",)
-    node.run(watch, 120)
-    assert node.alarms() == {}
     node.call(RewrapKeys(to="ChaCha20-Poly1305", by="olga"))
     node.run(watch, 120)
+    assert node.alarms() == {}
+    node.set_s += 86_400
+    node.run(watch, 120)
     assert set(node.alarms()) == {("ALGORITHM_DISALLOWED", "ChaCha20-Poly1305")}
+    for to in ("ChaCha20-Poly1305", "epoch"):
+        with pytest.raises(VaultError, match=r"ChaCha20-Poly1305 is disallowed today.*allowed: AES-256-GCM"):
+            node.call(RewrapKeys(to=to, by="olga"))
     node.restart()
     with pytest.raises(AlgorithmDisallowedError, match="wrapping of data keys at rest"):
         node.start(text)

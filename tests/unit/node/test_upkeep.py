@@ -10,9 +10,11 @@ from qkdnode.node import upkeep
 from qkdnode.node.upkeep import Care
 from qkdnode.vault.epochs import EndEpoch, MoveDataKeys
 from qkdnode.vault.readback import ReadBack, ReadBackState
+from qkdnode.vault.retirement import Retired, RetireKeys
 from qkdnode.vault.scrub import Scrub, ScrubState
 
 PAGE_S = 0.004
+NOTHING = Retired(0, 0, (), False)
 
 
 def scrub_state(running: bool, met: tuple[str, ...] = ()) -> ScrubState:
@@ -26,7 +28,9 @@ class Watched:
         self.now_s, self.busy_s = 0.0, 0.0
         self.asked: list[str] = []
         self.alarms: list[tuple[str, str]] = []
-        self.answers: dict[type[Any], list[Any]] = {MoveDataKeys: [], Scrub: [], EndEpoch: [], ReadBack: []}
+        self.answers: dict[type[Any], list[Any]] = {
+            MoveDataKeys: [], Scrub: [], EndEpoch: [], ReadBack: [], RetireKeys: [],
+        }  # fmt: skip
         self._until_s = until_s
         monkeypatch.setattr(upkeep.asyncio, "sleep", self._sleep)
 
@@ -39,7 +43,10 @@ class Watched:
         self.asked.append(type(request).__name__)
         waiting = self.answers[type(request)]
         if not waiting:
-            idle = {MoveDataKeys: False, Scrub: scrub_state(False), EndEpoch: False, ReadBack: ReadBackState(False)}
+            idle = {
+                MoveDataKeys: False, Scrub: scrub_state(False), EndEpoch: False, ReadBack: ReadBackState(False),
+                RetireKeys: NOTHING,
+            }  # fmt: skip
             return idle[type(request)]
         self.now_s += PAGE_S
         self.busy_s += PAGE_S
@@ -52,6 +59,36 @@ class Watched:
         care = Care(self.ask, lambda code, _, detail: self.alarms.append((code, detail)), lambda: self.now_s)
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(care.run())
+
+    def retire(self) -> list[tuple[str, ...]]:
+        told: list[tuple[str, ...]] = []
+        work = upkeep.retire(
+            self.ask, lambda code, about, _: self.alarms.append((code, about)), told.append, lambda: self.now_s
+        )
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(work)
+        return told
+
+
+def test_keys_that_are_due_are_ended_in_a_share_of_the_vault_s_time_and_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch, 30)
+    monkeypatch.setattr(upkeep, "PAUSE_S", 0.001)
+    watched.answers[RetireKeys] = [VaultError("the disk is slow"), *[Retired(9, 0, ("metro",), True)] * 100_000]
+    told = watched.retire()
+    assert set(told) == {("metro",)}
+    assert watched.busy_s / 30 == pytest.approx(upkeep.RETIRING, rel=0.1)
+    assert watched.alarms == [("VAULT", "vault")]
+
+
+def test_a_class_that_the_policy_has_lost_is_an_alarm_until_its_keys_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch, 600)
+    watched.answers[RetireKeys] = [Retired(0, 0, (), False, ("bulk",))] * 300
+    assert watched.retire() == []
+    assert watched.alarms == [("POLICY", "class bulk")] * 5
 
 
 def test_long_work_takes_a_bounded_share_of_the_vault_s_time(monkeypatch: pytest.MonkeyPatch) -> None:

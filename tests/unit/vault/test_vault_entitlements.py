@@ -7,8 +7,9 @@ import pytest
 from approving import HOUR_NS, policy
 from vaults import LINK, START_NS, End, Pair, contents, waiting
 
-from qkdnode.errors import PolicyDeniedError, VaultError
+from qkdnode.errors import PolicyDeniedError, PolicyError, VaultError
 from qkdnode.ids import Association
+from qkdnode.vault.agility import NoteAlgorithms
 from qkdnode.vault.records import Bundle
 from qkdnode.vault.requests import (
     AcceptAllocation,
@@ -288,6 +289,36 @@ def test_the_first_class_that_is_allowed_is_taken_and_the_next_when_its_time_is_
     passes(pair, 6 * S)
     assert START_NS + 6 * S > 1_700_000_005 * S
     assert entitled(pair.alice).key_class == "second"
+
+
+def test_no_key_is_cut_for_algorithms_that_are_all_disallowed_until_they_are_not(pair: Pair) -> None:
+    pair.stock()
+    both(pair, policy('algorithms = ["AES-256-GCM", "OTP"]'))
+    pair.alice.call(NoteAlgorithms(disallowed=("OTP",), deprecated=()))
+    assert len(pair.ready(pair.alice)) == 3
+    gone = NoteAlgorithms(disallowed=("OTP", "AES-256-GCM"), deprecated=())
+    pair.alice.call(gone)
+    assert entitled(pair.alice).rule == "algorithms-disallowed"
+    with pytest.raises(PolicyDeniedError, match="algorithms-disallowed"):
+        pair.allocate(pair.alice)
+    asked = ExplainPolicy(association=pair.alice.association, size_bits=256)
+    assert pair.alice.call(asked).decision.rule == "algorithms-disallowed"
+    with pytest.raises(PolicyError, match="all disallowed today"):
+        pair.alice.apply(policy('algorithms = ["OTP"]'))
+    pair.alice.call(NoteAlgorithms(disallowed=(), deprecated=()))
+    pair.allocate(pair.alice)
+    pair.bob.call(gone)
+    (allocate,) = waiting(pair.alice)
+    assert pair.bob.call(AcceptAllocation(link=LINK, allocate=allocate)) == "denied"
+
+
+def test_no_key_is_cut_that_is_longer_than_what_its_class_lets_it_protect(pair: Pair) -> None:
+    pair.stock()
+    both(pair, policy("byte_limit = 32"))
+    assert entitled(pair.alice, 256).allowed
+    assert entitled(pair.alice, 264).rule == "byte-limit"
+    with pytest.raises(PolicyDeniedError, match="byte-limit"):
+        pair.allocate(pair.alice, size_bits=264)
 
 
 def test_an_explanation_is_the_decision_that_is_acted_on(pair: Pair) -> None:

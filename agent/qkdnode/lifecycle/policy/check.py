@@ -33,6 +33,7 @@ class Kind(StrEnum):
     CONTRADICTION = "contradiction"
     SHADOWED = "shadowed"
     SIZE = "size"
+    ALGORITHM = "algorithm"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -47,11 +48,18 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{'error' if self.error else 'warning'}: {self.place}: {self.text} [{self.kind}]"
 
 
-def check(document: Document, algorithms: Collection[str]) -> tuple[Finding, ...]:
-    """Every finding, in the order of the document. `algorithms` are the ids that the node knows."""
+def check(
+    document: Document,
+    algorithms: Collection[str],
+    disallowed: Collection[str] = (),
+    deprecated: Collection[str] = (),
+) -> tuple[Finding, ...]:
+    """Every finding, in the order of the document. `algorithms` are the ids that the node knows, and the others those
+    of them that its registry disallows, or deprecates, today."""
     found = [*_names(document), *_labels(document)]
     for its in document.classes:
         found += _class(its, algorithms)
+        found += _standing_of_algorithms(its, disallowed, deprecated)
     found += _windows(document)
     for rule in document.rules:
         found += _rule(document, rule)
@@ -126,8 +134,27 @@ def _class(its: KeyClass, algorithms: Collection[str]) -> Iterator[Finding]:
         largest = max(its.sizes_bits or (65536,)) // 8
         if its.byte_limit is not None and its.byte_limit > largest:
             yield limit("byte_limit", f"{its.byte_limit} bytes are never reached: its longest pad has {largest}")
+    if its.byte_limit is not None and its.sizes_bits is not None:
+        long = [size for size in its.sizes_bits if size > 8 * its.byte_limit]
+        if long:
+            shown, all_ = ", ".join(map(str, long)), len(long) == len(its.sizes_bits)
+            yield limit("byte_limit", f"keys of {shown} bits are longer than {its.byte_limit} bytes", error=all_)
     if its.retain_metadata_s is not None and its.retain_metadata_s < its.retain_key_s:
         yield limit("retain_metadata_s", "the record of a key would end before the key: it must be kept as long")
+
+
+def _standing_of_algorithms(
+    its: KeyClass, disallowed: Collection[str], deprecated: Collection[str]
+) -> Iterator[Finding]:
+    place, listed = f"class {its.name}: algorithms", its.algorithms or ()
+    gone = [name for name in listed if name in disallowed]
+    if gone:
+        error, shown = len(gone) == len(listed), ", ".join(gone)
+        text = f"{shown} {'are all' if error else 'is among them and'} disallowed today"
+        yield Finding(place, Kind.ALGORITHM, error, f"{text}: no key is cut for it" if error else text)
+    for name in listed:
+        if name in deprecated:
+            yield Finding(place, Kind.ALGORITHM, False, f"{name} is deprecated: plan its replacement")
 
 
 def _window(its: KeyClass) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ document may have them.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -16,12 +16,29 @@ UNKNOWN_CLASS = "unknown-class"
 LABEL = "label-dominance"
 SIZE = "size-of-class"
 SECRECY = "secrecy-of-path"
+LENGTH = "byte-limit"
+ALGORITHMS = "algorithms-disallowed"
 WINDOW = "validity-window"
 AGE = "age-at-release"
 REACH = "peer-unreachable"
 RATE, OUTSTANDING, SHARE, RESERVE = "quota-rate", "quota-outstanding", "quota-stock-share", "reserve-of-others"
 RESERVED_NAMES = frozenset(
-    {DEFAULT_DENY, UNKNOWN_CLASS, LABEL, SIZE, SECRECY, WINDOW, AGE, REACH, RATE, OUTSTANDING, SHARE, RESERVE}
+    {
+        DEFAULT_DENY,
+        UNKNOWN_CLASS,
+        LABEL,
+        SIZE,
+        SECRECY,
+        LENGTH,
+        ALGORITHMS,
+        WINDOW,
+        AGE,
+        REACH,
+        RATE,
+        OUTSTANDING,
+        SHARE,
+        RESERVE,
+    }
 )
 
 
@@ -99,6 +116,15 @@ def due(decision: Decision, *, now_ns: int, age_ns: int | None = None, peer_reac
     return decision if broken is None else Decision(False, *broken, terms)
 
 
+def cut_for(decision: Decision, disallowed: Collection[str]) -> Decision:
+    """A decision at an allocation: no key is cut for algorithms all of which the registry disallows today."""
+    terms = decision.terms
+    if not decision.allowed or terms is None or terms.algorithms is None or not set(terms.algorithms) <= {*disallowed}:
+        return decision
+    listed = ", ".join(terms.algorithms)
+    return Decision(False, ALGORITHMS, f"all algorithms of class {terms.name!r} are disallowed: {listed}", terms)
+
+
 def first_allowed(decisions: Iterable[Decision], otherwise: str) -> Decision:
     """The first that allows; if none does, the first that anything but the default makes, else one of `otherwise`."""
     refused: Decision | None = None
@@ -168,6 +194,8 @@ def _broken(document: Document, terms: KeyClass, clearance: str, case: Case) -> 
         return LABEL, f"clearance {clearance} of {case.application!r} does not dominate the label {terms.label}"
     if terms.sizes_bits is not None and case.size_bits not in terms.sizes_bits:
         return SIZE, f"class {terms.name!r} has no keys of {case.size_bits} bits"
+    if terms.byte_limit is not None and case.size_bits > 8 * terms.byte_limit:
+        return LENGTH, f"a key of {case.size_bits} bits is longer than what class {terms.name!r} lets it protect"
     if terms.secrecy is Secrecy.ITS and case.secrecy is not Secrecy.ITS:
         return SECRECY, f"class {terms.name!r} wants an `its` path, this one is {case.secrecy}"
     return None

@@ -86,6 +86,7 @@ def _sizes(documents: Sequence[Document], name: str) -> list[Sizes]:
     if all(its.sizes_bits is not None for its in classes):
         return [Sizes(name, size, size) for size in sorted(listed)]
     starts = {SIZES_BITS.start, *listed, *(size + 8 for size in listed)}
+    starts |= {8 * its.byte_limit + 8 for its in classes if its.byte_limit is not None}
     for document in documents:
         starts |= {rule.min_bits for rule in document.rules if rule.min_bits is not None}
         starts |= {rule.max_bits + 8 for rule in document.rules if rule.max_bits is not None}
