@@ -259,9 +259,6 @@ CONTROLS = (
         PERIOD_S,
     ),
     Control("keys of any generation are released", any_generation_is_released, ROTATED),
-    Control(
-        "rows of an ended generation stay", handler(EndGenerations, lambda right: lambda store, asked: False), ROTATED
-    ),
     Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
     Control("a leaf of the audit log is lost", leaf_lost),
     Control("an unauthenticated message is accepted", any_tag_will_do, ("a frame is altered",)),

@@ -124,6 +124,7 @@ class Agreement:
         self._revocations_here: int | None = None  # of the peer, not journalled here; None until it says so
         self._rotating = True  # a rotation may be on the way
         self._rotations: dict[tuple[str, str], RotationState] = {}  # as they were seen last
+        self._warned: dict[tuple[str, str], int] = {}  # of rotations that wait, for so many minutes
         self.peer_drained = False
 
     @property
@@ -396,8 +397,9 @@ class Agreement:
         """Look after the rotations that are on the way; whoever is supplied hears of each that has gone on."""
         if not self._rotating:
             return
+        self._rotating = False  # or again, by whoever begins one meanwhile
         states: tuple[RotationState, ...] = await self._ask(AdvanceRotations(link=self._link.name))
-        self._rotating = bool(states)
+        self._rotating = self._rotating or bool(states)
         now = {(state.association.local, state.association.remote): state for state in states}
         for key in self._rotations.keys() - now.keys():
             self._link.around.clear("ROTATION", str(Association(*key, self._link.name)))
@@ -427,7 +429,8 @@ class Agreement:
         is_denied = self._link.around.monotonic_ns() < self._denied.get(key, 0)
         if not self._allocating or is_denied or _disagreement(local, its, remote) is not None:
             return state
-        wanted = max(1, min(local.credit, remote.credit) // 4)
+        quota = its.room + its.outstanding + state.outstanding
+        wanted = max(1, min(local.credit // 4, remote.credit // 4, quota // 2))
         if state.prepared >= wanted:
             prepared: RotationState = await self._ask(GenerationPrepared(association=state.association, keys=wanted))
             return prepared
@@ -439,15 +442,17 @@ class Agreement:
         return state
 
     def _watch(self, state: RotationState) -> None:
-        fact = WAITS_FOR.get(state.phase)
-        if fact is None or state.now_ns - state.phase_ns < PATIENCE_NS:
+        fact, key = WAITS_FOR.get(state.phase), (state.association.local, state.association.remote)
+        waited_ns = state.now_ns - state.phase_ns
+        if fact is None or waited_ns < PATIENCE_NS or self._warned.get(key) == waited_ns // PATIENCE_NS:
             return
+        self._warned[key] = waited_ns // PATIENCE_NS
         what = (
             f"application {state.association.local} has not accepted it"
             if fact is Fact.ACKNOWLEDGED
             else "its first keys are not there: an application is away, or stock is short"
         )
-        detail = f"generation {state.number} has waited for {(state.now_ns - state.phase_ns) // 10**9} s: {what}"
+        detail = f"generation {state.number} has waited for {waited_ns // 10**9} s: {what}"
         self._link.around.alarm("ROTATION", str(state.association), detail)
 
     async def _on_rotation(self, messages: Sequence[RotationMessage]) -> None:

@@ -86,7 +86,7 @@ class AdvanceRotations(Request, frozen=True):
 
 
 class ShowRotation(Request, frozen=True):
-    """How an association stands. Answer: RotationState. VaultError if it is unknown."""
+    """How an association stands; as at its beginning if it is unknown. Answer: RotationState."""
 
     association: Association
 
@@ -201,7 +201,10 @@ def advance_all(store: Store, request: AdvanceRotations) -> tuple[RotationState,
 
 def show(store: Store, request: ShowRotation) -> RotationState:
     """ShowRotation."""
-    known = _demand(store, request.association)
+    known = entitlements.known_association(store, request.association)
+    if known is None:
+        its = (FIRST, FIRST, 0, Phase.STEADY, Phase.STEADY, "", "", 0, 0, 0, store.trusted_ns, 0, 0, "", 0, 0)
+        return RotationState(request.association, *its)
     return _state(store, known, _row(store, known))
 
 
