@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
+from approving import policy
 from key_life import HERE, KEY, LINK, NODES, End, MemoryDisk, Moment, Violation, allocation
 
 from qkdnode.errors import QkdnodeError
@@ -49,6 +50,7 @@ from qkdnode.wire.messages import (
 Token = tuple[str, ...]
 Input = tuple[str, ...]
 STAGE_OF = {standing.letter: stage for stage, standing in STAGES.items()}
+DOCUMENT = policy("", name="qkd", purpose="session")
 GONE = frozenset({Stage.DEACTIVATED, Stage.DESTROYED})
 
 
@@ -65,6 +67,7 @@ class View(NamedTuple):
     far: bool
     opens: bool
     outbox: frozenset[Token]
+    level: int = 0  # of key_life's time, which stands still here
 
 
 class World(NamedTuple):
@@ -87,7 +90,7 @@ class RotatingEnd(End):
             (entry,) = self._outbox()
             self._call(ask.AllocationAnswered(link=LINK, request=entry.number, outcome="accepted"))
         else:
-            self._call(ask.AcceptAllocation(link=LINK, allocate=allocation()))
+            self._call(ask.AcceptAllocation(link=LINK, allocate=allocation(DOCUMENT)))
         made = self._core._connection.serialize("main")
         self._core.close()
         return made
@@ -199,7 +202,7 @@ def both_ends() -> Iterator[tuple[RotatingEnd, RotatingEnd]]:
     with TemporaryDirectory() as name, mock.patch.object(generations, "prepared", return_value=1):
         directory = Path(name)
         (directory / "credential").write_bytes(bytes(range(32)))
-        ends = (RotatingEnd(ALICE, directory), RotatingEnd(BOB, directory))
+        ends = (RotatingEnd(ALICE, directory, DOCUMENT), RotatingEnd(BOB, directory, DOCUMENT))
         try:
             yield ends
         finally:
@@ -382,7 +385,7 @@ def _way(came: dict[World, tuple[World, Input] | None], world: World) -> str:
 
 if __name__ == "__main__":
     with both_ends() as both:
-        whole = Search(both, newest=3)
+        whole = Search(both)
         whole.run()
         states = " and ".join(str(len(end.views)) for end in both)
         print(f"{whole.worlds} worlds, {whole.transitions} transitions, {states} states of the vaults: no violation")
