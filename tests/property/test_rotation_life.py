@@ -14,8 +14,8 @@ from qkdnode.vault import core, generations, outbox, rotations
 from qkdnode.vault.store import Store
 from qkdnode.wire.messages import KeysRevoked, RotationGivenUp, RotationProposed, RotationStands, RotationWanted
 
-# Begun by Alice, who may give up; by Bob, who may wish that she does; one after another; and with an old key that applications take and
-# acknowledge at any time.
+# Begun by Alice, who may give up; by Bob, who may wish that she does; one after another; and with an old key that
+# applications take and acknowledge at any time.
 BY_ALICE: dict[str, Any] = {"begins": (True, False), "gives_up": (True, False), "takes": (False, False)}
 BY_BOB: dict[str, Any] = {"begins": (False, True), "gives_up": (False, True), "takes": (False, False)}
 IN_ORDER: dict[str, Any] = {"begins": (True, False), "gives_up": (False, False), "repeats": False}
@@ -154,6 +154,7 @@ FOUND_IN: dict[str, dict[str, Any]] = {
     "generations are not looked at on release": WITH_A_KEY,
     "what Bob wants is not told": BY_BOB,
     "Bob gives up by himself": BY_BOB,
+    "a rotation is given up after the cut": BY_BOB,
     "a key that is destroyed while the far end takes it for active is not told": TAKEN_BY_BOTH,
     "what cannot be followed yet is confirmed": AGAIN,
 }
