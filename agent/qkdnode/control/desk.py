@@ -482,8 +482,8 @@ def _particulars(request: Request) -> Details:
             chosen = {"local": local, "remote": remote, "link": link, "note": note}
             return {name: value for name, value in chosen.items() if value}
         case wire.GiveUpRotations(local=local, remote=remote, link=link):
-            chosen = {"local": local, "remote": remote, "link": link}
-            return {name: value for name, value in chosen.items() if value} | {"give_up": True}
+            given: Details = {"give_up": True, "local": local, "remote": remote, "link": link}
+            return {name: value for name, value in given.items() if value}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote):
