@@ -23,7 +23,7 @@ from fuzz.mutation import as_msgpack, pack
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import PROVISIONED, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import agility, assets, extract, inventory, pauses, revocations, rotations, scopes
+from qkdnode.vault import agility, assets, extract, inventory, pauses, retirement, revocations, rotations, scopes
 from qkdnode.vault import requests as ask
 from qkdnode.vault.export_reader import export_audit
 from qkdnode.wire.messages import PadSpan
@@ -222,6 +222,8 @@ def _requests(keys: Iterable[KeyId]) -> tuple[Any, ...]:
         rotations.EndGenerations(),
         revocations.RevocationsUnconfirmed(link=LINK),
         revocations.RevokeKeys(key_ids=tuple(keys)[1:2], reason="key-compromise", by="olga"),
+        retirement.ShowDue(),
+        retirement.RetireKeys(),
         _assets("1.0.1"),
         agility.RootMethod(),
         agility.LatestDay(),

@@ -16,6 +16,7 @@ from qkdnode.link.agreement import Agreement, LocalSubscription
 from qkdnode.link.surroundings import Surroundings
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
+from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
 from qkdnode.vault.rotations import AdvanceRotations
 from qkdnode.vault.scopes import FollowCompromise
@@ -25,6 +26,7 @@ from qkdnode.wire.messages import (
     Allocated,
     Compromised,
     Delivered,
+    KeysRetired,
     KeysRevoked,
     Message,
     Received,
@@ -68,6 +70,7 @@ class End:
             ),
             AdvanceRotations: lambda request: (),
             FollowRevoked: lambda request: 1,
+            FollowRetired: lambda request: 1,
             FollowCompromise: lambda request: None,
         }
         self.around = Surroundings(
@@ -396,3 +399,31 @@ def test_a_revocation_that_cannot_be_journalled_is_not_confirmed() -> None:
     )
     assert [one.notices for _, one in end.of(Received)] == [(9,)]
     assert end.alarms == ["DISK_FULL", "DISK_FULL", "COMPROMISED"]
+
+
+def retired(number: int) -> KeysRetired:
+    return KeysRetired(number, "age-at-release", bytes(16), b"z")
+
+
+def test_what_timers_of_the_peer_have_ended_is_followed_and_confirmed_once_it_is_journalled() -> None:
+    end = End()
+    end.refused = {8}
+    end.play(1.0, (0.1, lambda: [end.agreement.take(retired(number)) for number in (7, 8, 9)]))
+    assert [request.message.notice for _, request in end.asked if isinstance(request, FollowRetired)] == [7, 8, 9]
+    assert [one.notices for _, one in end.of(Received)] == [(7, 9)]
+    assert end.alarms == ["DISK_FULL"]
+
+
+def test_what_timers_have_ended_is_sent_until_it_is_confirmed_and_holds_up_no_supply() -> None:
+    end = End()
+    end.outbox = [ask.OutboxEntry(5, retired(5))]
+    end.play(
+        12.0,
+        (0.1, end.agreement.session_opened),
+        (0.2, lambda: end.agreement.take(RevocationsWaiting(0))),
+        (9.0, lambda: end.agreement.take(Received((5,)))),
+    )
+    assert len(end.of(KeysRetired)) == 2
+    assert {one.count for _, one in end.of(RevocationsWaiting)} == {0}
+    assert end.agreement.is_current
+    assert end.outbox == []

@@ -31,9 +31,8 @@ def confirm(client: Client, until_ns: int | None, as_json: bool) -> None:
 
     Timers of keys follow it from then on, and keys that are due end. That cannot be taken back.
     """
-    if until_ns is None:
-        until_ns = client.ask(ClockShow()).wall_ns
-    _show(client.ask(ClockConfirm(until_ns=until_ns)), as_json)
+    shown: ClockStatus = client.ask(ClockShow())
+    _show(client.ask(ClockConfirm(until_ns=shown.wall_ns if until_ns is None else until_ns)), as_json)
 
 
 def _show(status: ClockStatus, as_json: bool) -> None:

@@ -63,12 +63,13 @@ class NodeClock:
 
     def _reading(self) -> Reading:
         """Both clocks, as close together as this process is let."""
-        for _ in range(ATTEMPTS):
+        left = ATTEMPTS
+        while True:
             before = self._steady_ns()
             wall, after = self._wall_ns(), self._steady_ns()
-            if after - before <= HELD_UP_NS:
-                break
-        return Reading(wall, after)
+            left -= 1
+            if after - before <= HELD_UP_NS or not left:
+                return Reading(wall, after)
 
     def _note(self, standing: Standing) -> None:
         if standing.doubt is not None:

@@ -134,25 +134,24 @@ def follow_retired(store: Store, request: FollowRetired) -> int:
 
 
 def show_due(store: Store, request: ShowDue) -> DueTimers:
-    """ShowDue."""
-    shown = []
+    """ShowDue. What this end has allocated and what the other has are due a grace apart: they are shown together."""
+    shown: dict[tuple[str, str], DueTimer] = {}
     for group in _groups(store):
         terms = terms_of(store, group.key_class)
         its = _due(terms, group, group.since_ns)
         latest = _latest(terms, group, store.trusted_ns)
         if group.timer is Timer.HELD and terms.held:
             latest = store.trusted_ns
-        shown.append(
-            DueTimer(
-                group.key_class,
-                group.timer.value,
-                "legal-hold" if terms.held and its is None else "" if its is None else its.rule,
-                None if its is None else its.at_ns,
-                _count(store, group, latest),
-                terms.held,
-            )
-        )
-    return DueTimers(store.trusted_ns, tuple(shown))
+        name = (group.key_class, group.timer.value)
+        rule = "legal-hold" if terms.held and its is None else "" if its is None else its.rule
+        due_ns, count = None if its is None else its.at_ns, _count(store, group, latest)
+        other = shown.get(name)
+        if other is not None:
+            count = min(COUNTED, count + other.bundles)
+            if other.due_ns is not None and (due_ns is None or other.due_ns <= due_ns):
+                rule, due_ns = other.rule, other.due_ns
+        shown[name] = DueTimer(*name, rule, due_ns, count, terms.held)
+    return DueTimers(store.trusted_ns, tuple(shown.values()))
 
 
 def terms_of(store: Store, key_class: str) -> Terms:
@@ -168,20 +167,20 @@ def terms_of(store: Store, key_class: str) -> Terms:
 
 
 def _groups(store: Store) -> Iterator[_Group]:
-    """By a few looks at an index each, whatever the number of rows."""
+    """By a few looks at an index each, whatever the number of rows. The first row of each is verified."""
     for timer, column in COLUMNS.items():
         for key_class in _classes(store, column):
             for own in _BOTH:
-                statement = f"SELECT {column} FROM bundles WHERE {_of(column)} ORDER BY {column} LIMIT 1"
-                for (since_ns,) in store.rows(statement, key_class, own):
-                    yield _Group(timer, key_class, own, since_ns)
+                where = f"{_of(column)} ORDER BY {column} LIMIT 1"
+                for bundle in store.find_sound(Bundle, where, key_class, own):
+                    yield _Group(timer, key_class, own, getattr(bundle, column))
 
 
 def _classes(store: Store, column: str) -> Iterator[str]:
     """The classes of rows that have a time in this column."""
     statement = (
         f"SELECT class FROM bundles WHERE {column} IS NOT NULL AND state = '{HELD}' AND class > ? "
-        "ORDER BY class LIMIT 1"
+        "AND typeof(class) = 'text' ORDER BY class LIMIT 1"
     )
     key_class = ""
     while rows := store.rows(statement, key_class):

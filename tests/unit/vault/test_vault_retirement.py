@@ -423,7 +423,7 @@ def test_each_timer_looks_by_an_index(pair: Pair) -> None:
                 ),
                 (
                     f"SELECT class FROM bundles WHERE {column} IS NOT NULL AND state = 'held' AND class > ? "
-                    "ORDER BY class LIMIT 1",
+                    "AND typeof(class) = 'text' ORDER BY class LIMIT 1",
                     ("x",),
                 ),
             ):
@@ -439,6 +439,23 @@ def test_a_message_whose_ids_and_stages_do_not_go_together_changes_nothing(pair:
     with pytest.raises(LocalProtocolError):
         pair.bob.call(FollowRetired(link=LINK, message=KeysRetired(1, "lifetime", bytes(16), b"r")))
     assert stages(pair.bob) == {}
+
+
+@pytest.mark.parametrize("value", [1, "x", b"\xff", 0.5, None, 2**62])
+def test_a_time_that_somebody_wrote_there_ends_no_key_and_keeps_no_other_from_its_end(pair: Pair, value: Any) -> None:
+    pair.stock()
+    both(pair, policy("max_age_at_release_s = 10"))
+    pair.ready(pair.alice)
+    passes(pair, 1)
+    young = pair.ready(pair.alice)
+    with pair.alice.tampering() as connection:
+        connection.execute("UPDATE bundles SET waits_ns = ? WHERE number = (SELECT min(number) FROM bundles)", (value,))
+    assert retire(pair.alice) == 0
+    passes(pair, 11 + GRACE_S)
+    assert retire(pair.alice) == 3
+    assert {pair.alice.call(ShowKey(key_id=key)).state for key in young} == {"destroyed"}
+    assert len(leaves(pair.alice, "record.damaged")) == (0 if value is None else 1)
+    assert sealed(pair.alice) == 3, "what is damaged is kept for whoever examines it"
 
 
 def test_the_counts_of_keys_are_right_after_everything(pair: Pair) -> None:
