@@ -153,8 +153,7 @@ def give_up(store: Store, request: GiveUpRotation) -> RotationState:
     known = _demand(store, request.association)
     row = _row(store, known)
     if row.phase == Phase.WANTED:
-        details: dict[str, Detail] = {"reason": request.reason}
-        row = _change(store, row, "rotation.given_up", details, phase=Phase.STEADY, result=request.reason)
+        row = _unwant(store, row, request.reason)
     elif Phase(row.phase) not in GIVEN_UP_IN:
         raise VaultError(
             f"association {request.association} is {row.phase}: "
@@ -238,7 +237,7 @@ def _usage(
         "SELECT allocated_ns FROM bundles WHERE association = ? AND key_generation = ? ORDER BY number LIMIT 1",
         known.number, row.current,
     )  # fmt: skip
-    if not oldest:
+    if not (row.since_ns or oldest):
         return None
     deprecated = request.deprecated
     moments = [deprecated[name] for name in (*(terms.algorithms or ()), store.wrap_algorithm) if name in deprecated]
@@ -387,6 +386,12 @@ def _given_up(store: Store, known: KnownAssociation, row: Generations, reason: s
     return row
 
 
+def _unwant(store: Store, row: Generations, reason: str) -> Generations:
+    """Bob waits for Alice no more; a proposal that comes all the same is taken up."""
+    changes: dict[str, Any] = {"phase": Phase.STEADY, "phase_ns": store.trusted_ns, "result": reason}
+    return _change(store, row, "rotation.given_up", {"reason": reason}, **changes)
+
+
 def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generations:
     """What an end does by itself when its time has come."""
     phase, now = Phase(row.phase), store.trusted_ns
@@ -395,8 +400,10 @@ def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generat
         return _advance(store, known, row, Fact.QUIET)
     if phase in WAITS_FOR and waited >= rotation.PATIENCE_NS and _goes_without(store, known):
         return _advance(store, known, row, WAITS_FOR[phase])
-    is_over = phase in GIVEN_UP_IN and now - row.begun_ns >= rotation.EXPIRES_NS
-    if is_over and known_link(store, known.link).role == ALICE:
+    is_over = now - row.begun_ns >= rotation.EXPIRES_NS
+    if is_over and phase is Phase.WANTED:
+        return _unwant(store, row, "expired")
+    if is_over and phase in GIVEN_UP_IN and known_link(store, known.link).role == ALICE:
         return _given_up(store, known, row, "expired")
     return row
 

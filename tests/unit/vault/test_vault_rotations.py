@@ -613,3 +613,33 @@ def test_a_node_without_terms_rotates_nothing(pair: Pair) -> None:
     wait(pair, EXPIRES_NS)
     now = pair.alice.now_ns
     assert begun(pair.alice, deprecated={"AES-256-GCM": now - 1}, degraded={LINK: now - 1}) is None
+
+
+def test_what_bob_wants_and_alice_does_not_answer_is_over_after_a_day(pair: Pair) -> None:
+    begin(pair.bob)
+    wait(pair, EXPIRES_NS - SECOND_NS)
+    assert state_of(pair.bob).phase is Phase.WANTED
+    wait(pair, SECOND_NS)
+    assert (state_of(pair.bob).phase, state_of(pair.bob).result) == (Phase.STEADY, "expired")
+
+
+def test_on_legal_hold_nothing_of_the_old_generation_is_destroyed_and_nothing_of_it_is_given(pair: Pair) -> None:
+    document = policy("keys = 1000").replace(b"rotation =", b"legal_hold = true\nrotation =")
+    pair.stock()
+    for end in pair.ends:
+        end.apply(document)
+    half, none = pair.ready(count=2)
+    begin(pair.alice)
+    carried(pair)
+    new = prepared(pair)
+    cut_over(pair)
+    deliver(pair.alice, half)
+    wait(pair, GRACE_NS)
+    carried(pair)
+    for end in pair.ends:
+        end_rows(end)
+        assert set(offered(end)) == set(new)
+        assert not opens(end, none)
+    carried(pair)
+    assert stages(pair, none) == ("quarantined", "quarantined")
+    assert "destroyed" not in stages(pair, half)
