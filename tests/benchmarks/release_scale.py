@@ -1,10 +1,11 @@
-"""Release times of a small and a large store, one after the other: `release_scale.py [FEW] [MANY]` (10,000, 1,000,000).
+"""Release times of a small and a large store in turn: `release_scale.py [FEW] [MANY]` (10,000 and 1,000,000 keys).
 
 Two vaults hold READY keys of 256 bits. A mix of requests, the same for both, goes to the one and the other in turn, so
-that what else the machine does meets both: one key, or 16 keys of anywhere in the store, are opened and acknowledged,
-journalled and synced. Shown are medians of wall time and of the process's CPU time for each kind of request, their
-ratios, the bytes of disk for each key, and how much memory the process has resident with the large vault open. The
-first third of the requests warms the caches and does not count.
+that what else the machine does meets both: one key, 16 that were cut together as applications are sent them, or 16 of
+anywhere in the store are opened and acknowledged, journalled and synced. Shown are medians of wall time and of the
+process's CPU time for each kind of request and for the mix, their ratios, the bytes of disk for each key, and how much
+memory the process has resident with the large vault open. The first third of the requests warms the caches and does
+not count.
 """
 
 import json
@@ -26,23 +27,39 @@ from vaults import End
 from qkdnode.ids import ALICE
 from qkdnode.vault.requests import KeysDelivered, OpenKeys
 
-TOGETHER = (1, 16)
-REQUESTS = 300  # of each kind and store
-SAMPLE = 10_000
+KINDS = ("one", "16 together", "16 anywhere")
+TOGETHER = 16
+REQUESTS = 200  # of each kind and store
+RUNS = REQUESTS + REQUESTS * (1 + TOGETHER) // TOGETHER + 1  # those of the second kind; broken up, those of the others
 
 
-def store(directory: Path, keys: int) -> tuple[End, list[Any]]:
-    """A vault with so many READY keys, and ids of some of them in an order drawn at random."""
+class Sample:
+    """Ids of keys from all over a store, in an order drawn at random: as they were cut together, and one by one."""
+
+    def __init__(self, runs: list[list[Any]]) -> None:
+        random.Random(5).shuffle(runs)
+        self._together = runs[:REQUESTS]
+        self._single = [key_id for run in runs[REQUESTS:] for key_id in run]
+        random.Random(6).shuffle(self._single)
+
+    def draw(self, kind: str) -> list[Any]:
+        """The ids of one request."""
+        if kind == "16 together":
+            return self._together.pop()
+        return [self._single.pop() for _ in range(1 if kind == "one" else TOGETHER)]
+
+
+def store(directory: Path, keys: int) -> tuple[End, Sample]:
+    """A vault with so many READY keys."""
     directory.mkdir()
     end = End(directory, ALICE)
     end.provision()
     end.open_link()
     end.associate()
     begun = time.perf_counter()
-    ids = fill(end, keys, max(1, keys // SAMPLE))
+    runs = fill(end, keys, TOGETHER, RUNS)
     print(f"{keys} keys cut in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    random.Random(5).shuffle(ids)
-    return end, ids
+    return end, Sample(runs)
 
 
 def release(end: End, ids: list[Any]) -> tuple[float, float]:
@@ -61,19 +78,19 @@ def resident_mib() -> int:
 def main(few: int = 10_000, many: int = 1_000_000) -> None:
     with tempfile.TemporaryDirectory() as directory:
         stores = [store(Path(directory) / name, keys) for name, keys in (("few", few), ("many", many))]
-        taken: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for _ in range(REQUESTS):
-            for together in TOGETHER:
-                for which, (end, ids) in enumerate(stores):
-                    chosen = [ids.pop() for _ in range(together)]
-                    taken.setdefault((together, which), []).append(release(end, chosen))
+            for kind in KINDS:
+                for which, (end, sample) in enumerate(stores):
+                    taken.setdefault((kind, which), []).append(release(end, sample.draw(kind)))
+        counted = {kind: [taken[kind, which][REQUESTS // 3 :] for which in (0, 1)] for kind in KINDS}
+        counted["mix"] = [[one for kind in KINDS for one in counted[kind][which]] for which in (0, 1)]
         shown: dict[str, Any] = {"few": few, "many": many}
-        for together in TOGETHER:
+        for kind, some in counted.items():
             for what, column in (("wall", 0), ("cpu", 1)):
-                counted = [taken[together, which][REQUESTS // 3 :] for which in (0, 1)]
-                medians = [statistics.median(one[column] for one in some) for some in counted]
-                shown[f"{what}_ms_of_{together}"] = [round(value * 1e3, 3) for value in medians]
-                shown[f"{what}_ratio_of_{together}"] = round(medians[1] / medians[0], 3)
+                medians = [statistics.median(one[column] for one in its) for its in some]
+                shown[f"{kind}, {what} ms"] = [round(value * 1e3, 3) for value in medians]
+                shown[f"{kind}, {what} ratio"] = round(medians[1] / medians[0], 3)
         shown["resident_mib"] = resident_mib()
         shown["disk"] = disk(stores[1][0], many)
         for end, _ in stores:

@@ -45,10 +45,11 @@ LOG = {"leaves", "leaves_subject", "checkpoints"}
 STOCK = {"chunks", "sqlite_autoindex_chunks_1", "chunks_of_kek"}
 
 
-def fill(end: End, keys: int, sampled: int = 1) -> list[Any]:
-    """READY keys; the ids of each `sampled`-th of them."""
-    ids: list[Any] = []
+def fill(end: End, keys: int, run: int = 1, wanted: int | None = None) -> list[list[Any]]:
+    """READY keys; ids of `wanted` runs of keys cut one after the other, and of some more, from all over; or of all."""
+    ids: list[list[Any]] = []
     number = cut = 0
+    sampled = max(1, keys // (run * (wanted or keys)))
     while cut < keys:
         number += 1
         batch, bits = BatchId(1, number), 2 * PER_BATCH * SIZE_BITS
@@ -61,7 +62,9 @@ def fill(end: End, keys: int, sampled: int = 1) -> list[Any]:
                 break
             entropy = os.urandom(16 * count)
             asked = AllocateKeys(association=end.association, count=count, size_bits=SIZE_BITS, entropy=entropy)
-            ids += end.call(asked)[::sampled]
+            made = end.call(asked)
+            runs = [made[i : i + run] for i in range(0, count - run + 1, run)]
+            ids += runs[:: min(sampled, len(runs))] if runs else []
             cut += count
             waiting = end.call(NeighbourOutbox(link=LINK, limit=1000))
             answers = [AllocationAnswered(link=LINK, request=e.message.request, outcome="accepted") for e in waiting]
@@ -124,7 +127,7 @@ def main(keys: int = 10_000) -> None:
         ids = fill(end, keys)
         print(f"{keys} keys cut in {time.perf_counter() - begun:.0f} s", flush=True)
         print(disk(end, keys), flush=True)
-        drawn = random.Random(5).sample(ids, 2 * RELEASES)
+        drawn = [key_id for (key_id,) in random.Random(5).sample(ids, 2 * RELEASES)]
         release(end, drawn[:RELEASES])  # until the pages are warm
         taken = statistics.median(release(end, drawn[RELEASES:]))
         print(f"release of one key: median {taken * 1e3:.2f} ms", flush=True)
