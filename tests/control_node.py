@@ -30,6 +30,7 @@ from qkdnode.node.control import algorithm_entry
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.provision import provision_operator
 from qkdnode.vault import requests as ask
+from qkdnode.vault.doubts import rule_of
 from qkdnode.vault.policies import GENESIS, guarded_request
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.vault.root import CredentialFile
@@ -42,7 +43,9 @@ from qkdnode.wire.control import (
     Asset,
     Challenge,
     ClockStatus,
+    ComparisonEntry,
     DeviceStatus,
+    DoubtEntry,
     FromAgent,
     LinkStatus,
     NodeStatus,
@@ -114,6 +117,7 @@ class Agent:
         self.paused: dict[str, str] = {}
         self.done: list[tuple[str, ...]] = []
         self.vault_answers = True
+        self.looks = 0  # at what both ends hold
         self.trusted_ns = NOW_NS - 3600 * 10**9
         self.alarm: dict[str, Any] = {
             "code": "DEVICE_GAP",
@@ -148,6 +152,8 @@ class Agent:
             apply_policy=self.apply_policy,
             assets=self.everything,
             algorithms=self.algorithms,
+            compared=self.compared,
+            compare=self.compare,
             clock=self.clock,
             confirm_clock=self.confirm_clock,
         )
@@ -218,6 +224,39 @@ class Agent:
 
     async def everything(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
         return ASSETS, ("link line-9",)
+
+    async def compared(self, link: str | None) -> tuple[ComparisonEntry, ...]:
+        if link not in (None, LINK):
+            raise ControlError(f"this node has no link {link!r}; it has {LINK}")
+        differs = self.looks == 1  # the second look finds that all is well again
+        root = "7b" * 32
+        return (
+            ComparisonEntry(
+                link=LINK,
+                peer="bob",
+                connected=True,
+                looks=self.looks,
+                running=False,
+                ended_s=2.0,
+                root_here=root,
+                root_there="c0" * 32 if differs else root,
+                agrees=not differs,
+                failed="",
+                questions=6 if differs else 1,
+                stretches=int(differs),
+                unsettled=4 if differs else 0,
+                found={"orphan": 2} if differs else {},
+                rules={"orphan": rule_of("orphan")} if differs else {},
+                repaired={"quarantine": 2} if differs else {},
+                quarantined=2 if differs else 0,
+                doubts=(_doubt(),) if differs else (),
+                doubts_in_all=int(differs),
+            ),
+        )
+
+    async def compare(self, link: str | None) -> None:
+        self.looks += 1
+        self.done.append(("compare", link or "all"))
 
     async def algorithms(self) -> AlgorithmList:
         return AlgorithmList(
@@ -480,6 +519,19 @@ class Caller:
                 raise EOFError
             data += part
         return data
+
+
+def _doubt() -> DoubtEntry:
+    return DoubtEntry(
+        batch="0000000100000001-00000007",
+        half="bob",
+        offset_bits=512,
+        verdict="orphan",
+        rule=rule_of("orphan"),
+        since_ns=NOW_NS,
+        looks=1,
+        count=2,
+    )
 
 
 def _entry(row: Algorithm) -> AlgorithmEntry:

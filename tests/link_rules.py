@@ -10,6 +10,7 @@ from qkdnode.errors import AccessDeniedError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
 from qkdnode.lifecycle.rotation import Phase
 from qkdnode.vault import requests as ask
+from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
@@ -301,6 +302,7 @@ class Rules:
             self._check_keys()
             self._check_deliveries(lives)
             self._check_revoked(lives)
+            self._check_holdings(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
 
@@ -382,6 +384,18 @@ class Rules:
             self._demand(ended, f"key {key_id} is revoked, and {stages}")
             self._demand(len(known) < 2 or known[0] == known[1], f"key {key_id} is at different stages: {stages}")
 
+    def _check_holdings(self, lives: dict[str, Life]) -> None:
+        """The roots over all that each end holds are one; and no comparison on the way has found a difference."""
+        roots = {role: _root(life) for role, life in lives.items()}
+        self._demand(roots[ALICE] == roots[BOB], f"the ends hold different things: {roots}")
+        for role, life in lives.items():
+            for alarm in life.vault.call(ask.Alarms()):
+                self.compared(role, alarm.code, alarm.detail)
+
+    def compared(self, role: str, code: str, detail: str) -> None:
+        """An alarm was raised at an end whose neighbour is honest and whose vault is no older copy."""
+        self._demand(code != "INVENTORY", f"{role} finds a difference: {detail}")
+
     def _check_stock(self, lives: dict[str, Life]) -> None:
         """Cut all that is left at both ends, and compare it."""
         for role in ROLES:
@@ -413,6 +427,14 @@ class Rules:
                 self.breaches.append("a key was opened for another application")
             except AccessDeniedError:
                 pass
+
+
+def _root(life: Life) -> str:
+    node = life.vault.call(HoldingsNode(link=life.link.name))
+    while node.stale:
+        node = life.vault.call(HoldingsNode(link=life.link.name))
+    digest: str = node.digest.hex()
+    return digest
 
 
 def _split(key_ids: bytes) -> list[UUID]:

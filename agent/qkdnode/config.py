@@ -229,6 +229,7 @@ class LinkSection(Section, frozen=True):
     connect: Endpoint | None = None
     distill: DistillSection = DistillSection()
     authentication: AuthenticationSection = AuthenticationSection()
+    compare_hours: Annotated[float, Meta(gt=0.0, le=8760.0)] = 24.0  # how often both ends compare what they hold
     limits: LimitsSection = LimitsSection()
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from qkdnode.distill import batch
 from qkdnode.lifecycle.policy import decision
 from qkdnode.node import provision
 from qkdnode.supply import protocol
-from qkdnode.vault import rows
+from qkdnode.vault import doubts, rows
 from qkdnode.wire import codec, supply
 
 
@@ -299,6 +299,15 @@ CONTROLS: tuple[Control, ...] = (
         name="decode",
         old="or len(data) != _SIZE.size + HASH_BYTES * size.bit_count()",
         new="",
+    ),
+    Control(
+        what="a neighbour's page has a key destroyed at first sight",
+        target="link/holdings",
+        owner=doubts._Case,
+        name="_repair",
+        old="if doubt is not None and _stands(self._store, doubt):",
+        new="if True:",
+        inputs=200,
     ),
     Control(
         what="a row of the vault is read with whatever types stand in it",

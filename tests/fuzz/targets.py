@@ -1,6 +1,18 @@
 """The table of targets: one row for each parser. A new decoder needs a row; a test names those without one."""
 
-from fuzz import audits, devices, files, kernels, links, operators, policies, subscribers, supplies, vault_files
+from fuzz import (
+    audits,
+    devices,
+    files,
+    holdings,
+    kernels,
+    links,
+    operators,
+    policies,
+    subscribers,
+    supplies,
+    vault_files,
+)
 from fuzz.engine import Target
 from fuzz.mutation import as_bytes, as_json, as_msgpack, as_packets, as_toml, behind
 from qkdnode.errors import (
@@ -9,6 +21,7 @@ from qkdnode.errors import (
     AuthenticationError,
     ConfigError,
     DeviceError,
+    LocalProtocolError,
     PolicyError,
     ProtocolError,
     QkdnodeError,
@@ -54,6 +67,16 @@ TARGETS: tuple[Target, ...] = (
         decoders=("wire.codec.decode",),
         cost=150,
         memory=64 * MIB,
+    ),
+    Target(
+        name="link/holdings",
+        run=holdings.take_holdings,
+        seeds=holdings.holdings_seeds,
+        mutators=(behind(1, as_msgpack),),
+        allowed=(RemoteProtocolError, LocalProtocolError, ValueError),
+        modules=("qkdnode.lifecycle.holdings", "qkdnode.lifecycle.repairs", "qkdnode.vault.doubts"),
+        decoders=("lifecycle.holdings.unpack_entries", "lifecycle.holdings.unpack_stretch"),
+        cost=200,
     ),
     # Between a node and its subscribers
     Target(

@@ -34,6 +34,7 @@ from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
 from qkdnode.vault.disk import Disk
 from qkdnode.vault.entitlements import Allotment
+from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.journal import Mark
 from qkdnode.vault.retirement import FollowRetired, RetireKeys
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
@@ -96,6 +97,7 @@ class View(NamedTuple):
     waits_s: int | None  # since when it is cut and not used, in trusted time from the start
     used_s: int | None
     kept_s: int | None
+    root: bytes  # over all that it holds
 
 
 class Applications(NamedTuple):
@@ -280,6 +282,7 @@ class End:
             waits_s=times[0],
             used_s=times[1],
             kept_s=times[2],
+            root=self._call(HoldingsNode(link=LINK)).digest,
         )
         if view not in self._moments:
             self._moments[view] = Moment(self._core._connection.serialize("main"), self._store.journal.mark())
@@ -622,6 +625,8 @@ class Search:
                 raise Violation("a key that was ready is lost")
         if here.stock != there.stock:
             raise Violation("the ends hold different stock")
+        if here.root != there.root and "moving" not in (here.scope, there.scope):
+            raise Violation(f"both ends have settled, and their roots differ: {here.stage} and {there.stage}")
 
     def _demand_ended(self, view: View) -> None:
         """Nothing stays that is past its end at both ends' time; what is on hold stays, but is not waited for."""

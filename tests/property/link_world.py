@@ -382,6 +382,8 @@ class Life:
 
     def _alarm(self, code: str, subject: str, detail: str) -> None:
         self.alarms[code] += 1
+        if self.world.plan.restored is None:
+            self.world.rules.compared(self.role, code, detail)
         if self.alarms[code] < 4:
             self.world.tell(f"{self.role} alarm {code}: {detail}")
 

@@ -39,6 +39,7 @@ class Action(StrEnum):
     POLICY_READ = "policy.read"
     POLICY_APPLY = "policy.apply"
     INVENTORY_READ = "inventory.read"
+    INVENTORY_RECONCILE = "inventory.reconcile"
     CLOCK_CONFIRM = "clock.confirm"
 
 
@@ -106,6 +107,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.INVENTORY_READ}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.AUDITOR}),
         "who runs, secures or audits the node sees what it consists of",
+    ),
+    Rule(
+        "both-ends-are-compared",
+        Effect.PERMIT,
+        frozenset({Action.INVENTORY_RECONCILE}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER, Role.MAINTAINER}),
+        "who runs, secures or keeps the node may have both ends compared; what is repaired goes by rule",
     ),
     Rule(
         "alarms-are-answered",

@@ -1,6 +1,9 @@
-"""`qkdnode inventory list | algorithms | export`: what a node consists of, and which cryptography it rests on."""
+"""`qkdnode inventory list | algorithms | export | reconcile`: what a node consists of, which cryptography it rests on,
+and whether what it holds is what the far ends of its links hold.
+"""
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -9,15 +12,28 @@ from uuid import UUID, uuid4
 import click
 
 from qkdnode.cli.reach import asking
-from qkdnode.cli.show import console, print_json, table
+from qkdnode.cli.show import console, moment, print_json, span, table
 from qkdnode.config import AssetKind
 from qkdnode.control.client import Client
 from qkdnode.control.export import whole_file
-from qkdnode.wire.control import AlgorithmList, Algorithms, Asset, AssetPage, Assets
+from qkdnode.wire.control import (
+    AlgorithmList,
+    Algorithms,
+    Asset,
+    AssetPage,
+    Assets,
+    ComparisonEntry,
+    ComparisonList,
+    Comparisons,
+    Reconcile,
+)
 
 HEADINGS = ("kind", "name", "version", "digest", "licence", "owner", "classification", "details")
 ALGORITHM_HEADINGS = ("algorithm", "primitive", "status", "deprecated", "disallowed", "replacement", "used for")
+COMPARED_HEADINGS = ("link", "peer", "root here", "root there", "result", "looked at", "under way", "repaired", "ago")
+DOUBT_HEADINGS = ("batch", "half", "offset", "difference", "count", "since", "looks", "what is done")
 DIGEST_SHOWN = 12
+LOOK_S = 0.25
 HIDDEN = ("purl", "requires", "supplier")  # of the details, in the table
 SBOM, CBOM = "sbom", "cbom"
 
@@ -104,6 +120,78 @@ def export(client: Client, file: Path, format_: str, serial: UUID | None, time_:
         print_json({"file": str(file), "format": format_, "serial": str(number), "bytes": len(text.encode())})
     else:
         click.echo(f"{file}: {format_} of node {client.challenge.node}, urn:uuid:{number}")
+
+
+@command.command()
+@click.option("--link", default=None, help="Only this link (default: each).")
+@click.option("--wait", "wait_s", default=120.0, show_default=True, help="Seconds to wait for the end of it.")
+@asking
+def reconcile(client: Client, link: str | None, wait_s: float, as_json: bool) -> None:
+    """Compare which keys and stock both ends of each link hold, and show what differs and is repaired.
+
+    Ends with status 1 unless both ends agree. No key crosses the link: only hashes of ids and stages.
+    """
+    before: ComparisonList = client.ask(Reconcile(link=link))
+    looks = {entry.link: entry.looks for entry in before.comparisons if entry.connected}
+    until = time.monotonic() + wait_s
+    while True:
+        now: ComparisonList = client.ask(Comparisons(link=link))
+        waits = [entry.link for entry in now.comparisons if entry.running or entry.looks <= looks.get(entry.link, -1)]
+        if not waits or time.monotonic() >= until:
+            break
+        time.sleep(LOOK_S)
+    if as_json:
+        print_json({"comparisons": now.comparisons, "unfinished": waits})
+    else:
+        _show_comparisons(now, waits)
+    if waits or not all(entry.agrees and entry.connected for entry in now.comparisons):
+        raise SystemExit(1)
+
+
+def _show_comparisons(answer: ComparisonList, waits: Sequence[str]) -> None:
+    rows = (
+        (
+            entry.link,
+            entry.peer,
+            entry.root_here[:DIGEST_SHOWN],
+            entry.root_there[:DIGEST_SHOWN],
+            "goes on" if entry.link in waits else _result(entry),
+            f"{entry.stretches} stretches, {entry.questions} questions",
+            entry.unsettled,
+            ", ".join(f"{step} {count}" for step, count in entry.repaired.items()),
+            span(entry.ended_s),
+        )
+        for entry in answer.comparisons
+    )
+    console().print(table(COMPARED_HEADINGS, rows))
+    for entry in answer.comparisons:
+        for name, count in entry.found.items():
+            click.echo(f"{entry.link}: {count} {name}: {entry.rules[name]}")
+        if entry.failed:
+            click.echo(f"{entry.link}: {entry.failed}")
+        if entry.doubts:
+            doubts = (
+                (
+                    doubt.batch,
+                    doubt.half,
+                    doubt.offset_bits,
+                    doubt.verdict,
+                    doubt.count,
+                    moment(doubt.since_ns),
+                    doubt.looks,
+                    doubt.rule,
+                )
+                for doubt in entry.doubts
+            )
+            console().print(table(DOUBT_HEADINGS, doubts, title=f"{entry.link}: {entry.doubts_in_all} in doubt"))
+
+
+def _result(entry: ComparisonEntry) -> str:
+    if not entry.connected:
+        return "no session: the last comparison"
+    if entry.failed:
+        return "given up"
+    return "both ends agree" if entry.agrees else "differs"
 
 
 def every_asset(client: Client, kind: str | None = None) -> tuple[tuple[Asset, ...], tuple[str, ...]]:

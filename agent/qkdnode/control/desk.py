@@ -73,6 +73,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.PolicyApply: Action.POLICY_APPLY,
     wire.Assets: Action.INVENTORY_READ,
     wire.Algorithms: Action.INVENTORY_READ,
+    wire.Comparisons: Action.INVENTORY_READ,
+    wire.Reconcile: Action.INVENTORY_RECONCILE,
     wire.ClockShow: Action.STATUS_READ,
     wire.ClockConfirm: Action.CLOCK_CONFIRM,
     wire.Due: Action.KEYS_READ,
@@ -401,6 +403,14 @@ class Desk:
     async def _algorithms(self, _: wire.Algorithms, __: Operator) -> Answer:
         return await self._port.algorithms()
 
+    async def _comparisons(self, request: wire.Comparisons, _: Operator) -> Answer:
+        return wire.ComparisonList(comparisons=await self._port.compared(request.link))
+
+    async def _reconcile(self, request: wire.Reconcile, _: Operator) -> Answer:
+        before = await self._port.compared(request.link)
+        await self._port.compare(request.link)
+        return wire.ComparisonList(comparisons=before)
+
     async def _clock(self, _: wire.ClockShow, __: Operator) -> Answer:
         return self._port.clock()
 
@@ -445,6 +455,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.PolicyApply: Desk._policy_apply,
     wire.Assets: Desk._assets,
     wire.Algorithms: Desk._algorithms,
+    wire.Comparisons: Desk._comparisons,
+    wire.Reconcile: Desk._reconcile,
     wire.ClockShow: Desk._clock,
     wire.ClockConfirm: Desk._confirm_clock,
     wire.Due: Desk._due,
@@ -461,6 +473,8 @@ def _particulars(request: Request) -> Details:
     match request:
         case wire.Pause(link=link) | wire.Resume(link=link):
             return {"link": link}
+        case wire.Reconcile(link=link):
+            return {"link": link or "all"}
         case wire.Acknowledge(code=code, subject=subject):
             return {"alarm": code, "about": subject}
         case wire.ShowKey(key_id=key_id) | wire.ShowLineage(key_id=key_id) | wire.DestructionReceipt(key_id=key_id):

@@ -10,6 +10,7 @@ from qkdnode.wire.control import (
     AlgorithmList,
     Asset,
     ClockStatus,
+    ComparisonEntry,
     DeviceStatus,
     LinkStatus,
     NodeStatus,
@@ -38,5 +39,7 @@ class NodePort(msgspec.Struct, frozen=True):
     apply_policy: Callable[[PolicyApply, str], Awaitable[PolicyVersion]]  # by
     assets: Callable[[], Awaitable[tuple[tuple[Asset, ...], tuple[str, ...]]]]  # and tables that fit none of them
     algorithms: Callable[[], Awaitable[AlgorithmList]]
+    compared: Callable[[str | None], Awaitable[tuple[ComparisonEntry, ...]]]  # of one link, or of each
+    compare: Callable[[str | None], Awaitable[None]]  # begin to
     clock: Callable[[], ClockStatus]
     confirm_clock: Callable[[int], ClockStatus]  # up to this time

@@ -28,6 +28,7 @@ from qkdnode.errors import (
 )
 from qkdnode.ids import ALICE
 from qkdnode.link.agreement import Agreement
+from qkdnode.link.comparison import DAILY_S, Comparison
 from qkdnode.link.cosigning import Cosigning
 from qkdnode.link.settlement import Settlement
 from qkdnode.link.statistics import LinkStatistics
@@ -42,6 +43,9 @@ from qkdnode.wire.messages import (
     CosignWanted,
     Greeting,
     Hello,
+    Holdings,
+    HoldingsAsked,
+    HoldingsDiffer,
     Mark,
     Message,
     NotCosigned,
@@ -50,6 +54,8 @@ from qkdnode.wire.messages import (
     Parameters,
     Paused,
     Protection,
+    StretchAsked,
+    StretchHeld,
 )
 
 TICK_S = 0.25
@@ -66,6 +72,7 @@ LINK_DOWN_S = 60.0
 PADS_KEPT = 64  # for Hellos and the settling of every Batch in flight: below it no Window is listed
 FAILED_PAUSE_S = 300.0
 PAD_BITS = 8 * PAD_BYTES
+COMPARED = (HoldingsAsked, Holdings, StretchAsked, StretchHeld, HoldingsDiffer)
 
 
 class Channel(Protocol):
@@ -108,6 +115,7 @@ class Link:
         around: Surroundings,
         software: str,
         peer_log_key: bytes,
+        compare_s: float = DAILY_S,
     ) -> None:
         self.name, self.node, self.peer, self.role = name, node, peer, role
         self.statistics = LinkStatistics(discards={})
@@ -148,6 +156,7 @@ class Link:
             )
         self.agreement = Agreement(self)
         self.cosigning = Cosigning(self, peer_log_key)
+        self.comparison = Comparison(self, compare_s)
         self.settlement = Settlement(self, devices, software, self._log)
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -178,7 +187,7 @@ class Link:
         """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             loops = (self._receive_loop, self._send_loop, self._tick_loop, self._pad_loop, self._fault_loop)
-            for loop in (*loops, self.agreement.run, self.cosigning.run):
+            for loop in (*loops, self.agreement.run, self.cosigning.run, self.comparison.run, self.comparison.look):
                 group.create_task(loop(), name=f"{self.name} {loop.__name__}")
 
     def window(self, event: fx.TransmitterWindowReady | fx.ReceiverWindowReady) -> None:
@@ -417,6 +426,8 @@ class Link:
                 self._obey_pause()
             elif isinstance(message, CosignWanted | Cosigned | NotCosigned):
                 self.cosigning.take(message)
+            elif isinstance(message, COMPARED):
+                self.comparison.take(message)
             elif frame.kind.protection is Protection.VAULT:
                 self.agreement.take(message)
             else:
@@ -498,6 +509,7 @@ class Link:
         self.settlement.session_opened(peer.unsettled)
         self.agreement.session_opened()
         self.cosigning.session_opened()
+        self.comparison.session_opened()
         if self._paused:
             self.send_soon(Paused(True))
             self._obey_pause()
@@ -544,6 +556,7 @@ class Link:
             self._outgoing.get_nowait()
         self._peer_paused = False  # a paused peer says so in each session
         self.agreement.session_closed()
+        self.comparison.session_closed()
         if not keep_session:
             self.session.end()
         if self.statistics.state != "FAILED":

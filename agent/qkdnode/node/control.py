@@ -21,6 +21,7 @@ from qkdnode.device.reader import ReaderState
 from qkdnode.errors import ConfigError, ControlError, VaultError
 from qkdnode.ids import ALICE
 from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, uses_of
+from qkdnode.link.driver import Link
 from qkdnode.native.secret import locked_mode
 from qkdnode.node.algorithms import AlgorithmWatch
 from qkdnode.node.assets import Assets
@@ -33,13 +34,16 @@ from qkdnode.node.reload import Reading, compare, load_operators
 from qkdnode.node.world import NodeEntropy
 from qkdnode.vault import pauses
 from qkdnode.vault import requests as ask
+from qkdnode.vault.doubts import DoubtList, Doubts, rule_of
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.watch.alarms import AlarmCode, AlarmState
 from qkdnode.wire.control import (
     AlgorithmEntry,
     AlgorithmList,
     Asset,
+    ComparisonEntry,
     DeviceStatus,
+    DoubtEntry,
     LinkStatus,
     NodeStatus,
     PolicyApply,
@@ -152,6 +156,8 @@ class NodeControl:
             apply_policy=self.apply_policy,
             assets=self.assets,
             algorithms=self.algorithms,
+            compared=self.compared,
+            compare=self.compare,
             clock=self._node.clock.status,
             confirm_clock=self._node.clock.confirm,
         )
@@ -239,7 +245,20 @@ class NodeControl:
             keys=None if vault is None else vault.keys,
         )
 
+    async def compared(self, name: str | None) -> tuple[ComparisonEntry, ...]:
+        """How what links hold compares with their far ends."""
+        links = self._node.links.items() if name is None else ((name, self._link(name)),)
+        now = self._monotonic_ns()
+        return tuple(
+            [comparison_entry(link.link, await self._ask(Doubts(link=name)), now) for name, link in list(links)]
+        )
+
     # --- what is done ----------------------------------------------------------------------------------------------
+
+    async def compare(self, name: str | None) -> None:
+        """Compare a link, or each, with its far end."""
+        for link in self._node.links.values() if name is None else (self._link(name),):
+            link.link.comparison.compare_now()
 
     async def acknowledge(self, code: str, subject: str, by: str) -> bool:
         """An operator has seen an alarm; a device that has latched it is tested and opened again."""
@@ -403,6 +422,44 @@ def algorithm_entry(row: Algorithm, status: Status, needs: Collection[Need]) -> 
         classical_bits=row.classical_bits,
         quantum_level=row.quantum_level,
         oid=row.oid,
+    )
+
+
+def comparison_entry(link: Link, doubts: DoubtList, now_ns: int) -> ComparisonEntry:
+    """The last comparison of a link as it is shown."""
+    state = link.comparison.state
+    return ComparisonEntry(
+        link=link.name,
+        peer=link.peer,
+        connected=link.is_open,
+        looks=state.looks,
+        running=state.running,
+        ended_s=(now_ns - state.ended_ns) / 1e9 if state.ended_ns and not state.running else None,
+        root_here=state.here.hex(),
+        root_there=state.there.hex(),
+        agrees=state.agrees and not doubts.total,
+        failed=state.failed,
+        questions=state.questions,
+        stretches=state.stretches,
+        unsettled=state.unsettled,
+        found=state.found,
+        rules={verdict: rule_of(verdict) for verdict in state.found},
+        repaired=state.repaired,
+        quarantined=doubts.quarantined,
+        doubts=tuple(
+            DoubtEntry(
+                batch=str(doubt.stretch.batch),
+                half=doubt.stretch.half,
+                offset_bits=doubt.offset_bits,
+                verdict=doubt.verdict,
+                rule=rule_of(doubt.verdict),
+                since_ns=doubt.since_ns,
+                looks=doubt.looks,
+                count=doubt.keys,
+            )
+            for doubt in doubts.doubts
+        ),
+        doubts_in_all=doubts.total,
     )
 
 

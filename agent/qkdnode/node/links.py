@@ -134,6 +134,7 @@ async def open_link(
         ),
         software=__version__,
         peer_log_key=peer.log_key,
+        compare_s=3600 * section.compare_hours,
     )
     await link.open()
     holder.append(link)

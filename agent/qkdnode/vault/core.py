@@ -30,9 +30,11 @@ from qkdnode.vault import (
     allocations,
     assets,
     batches,
+    doubts,
     entitlements,
     epochs,
     extract,
+    holdings,
     inventory,
     keys,
     lineage,
@@ -75,6 +77,8 @@ for _module in (
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
     retirement,
     rotations,
+    holdings,
+    doubts,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

@@ -2,7 +2,7 @@
 
 from qkdnode.errors import LocalProtocolError, VaultError
 from qkdnode.ids import ROLES
-from qkdnode.vault import batches, segments
+from qkdnode.vault import batches, doubts, segments
 from qkdnode.vault.records import Link
 from qkdnode.vault.requests import (
     Admission,
@@ -51,6 +51,8 @@ def admit_peer(store: Store, request: AdmitPeer) -> Admission:
     refused = _older_copy(store, link, greeting)
     if refused:
         store.alarm("link.refused", link.link, "refused", reason=refused)
+        if refused.startswith(OURS):
+            doubts.doubt_all(store, link, doubts.OLDER_COPY)
         return Admission((), refused)
     if (link.heard_start, link.heard) != (greeting.start, greeting.counter):
         store.change(
@@ -96,6 +98,8 @@ def provision_link(store: Store, request: ProvisionLink) -> None:
         )
     link = _registered(store, request.link, request.role, request.peer)
     batches.quarantine_unsettled(store, link.link)
+    if link.pair:
+        doubts.doubt_all(store, link, doubts.UNHEARD)
     segments.destroy_all(store, link.link)
     with memoryview(request.material) as material:
         pads = segments.provision(store, link.link, material)

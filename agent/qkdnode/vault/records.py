@@ -646,6 +646,32 @@ def witnessed_subject(link: str, pair: bytes) -> str:
     return f"witnessed/{link}/{pair.hex()}"
 
 
+class Doubt(Record, frozen=True):
+    """What does not agree with the neighbour's holdings, since when, and how often that was seen. It has no leaves:
+    each repair has one, and an old one put back is looked at again.
+    """
+
+    table: ClassVar[str] = "doubts"
+    key: ClassVar[tuple[str, ...]] = ("link", "batch", "half", "place")
+    topic: ClassVar[str] = "inventory"
+    dropped: ClassVar[bool] = True
+
+    link: str
+    batch: bytes
+    half: str
+    place: int  # offset of a Bundle; below zero, of stock: one less than the stretch's number, negative
+    verdict: str
+    since_ns: int
+    looks: int
+    looked_ns: int
+    keys: int
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return None
+
+
 RECORDS: tuple[type[Record], ...] = (
     Link,
     Segment,
@@ -667,6 +693,7 @@ RECORDS: tuple[type[Record], ...] = (
     Rewrap,
     ScrubMark,
     Witnessed,
+    Doubt,
     Generations,
 )
 _RESERVED = (

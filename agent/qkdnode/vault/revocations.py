@@ -82,7 +82,7 @@ def revoke_keys(store: Store, request: RevokeKeys) -> Revoked:
             revoked += ids
             told[bundle.link] += [(key_id, bundle.states[place]) for key_id, place in zip(ids, places, strict=True)]
     for link, keys in told.items():
-        _tell(store, link, request.reason, keys)
+        tell(store, link, request.reason, keys)
     unknown = asked.keys() - set(revoked) - set(already)
     return Revoked(*(tuple(asked[raw] for raw in asked if raw in some) for some in (revoked, already, unknown)))
 
@@ -147,10 +147,13 @@ def _may(bundle: Bundle, place: int, step: Step) -> bool:
     return after(bundle.stage(place), far, step) is not None
 
 
-def _tell(store: Store, link: str, reason: str, keys: list[tuple[bytes, int]]) -> None:
-    packed, letters = b"".join(key_id for key_id, _ in keys), bytes(letter for _, letter in keys)
-    number = store.journal.size - 1  # of the last leaf of the change: rising, and no other notice has it
-    outbox.post(store, link, number, KeysRevoked(number, reason, packed, letters))  # type: ignore[arg-type]
+def tell(store: Store, link: str, reason: str, keys: list[tuple[bytes, int]]) -> None:
+    """Have the neighbour follow to where keys stand here now. Once in a request for a link, after its changes."""
+    for page, at in enumerate(range(0, len(keys), AT_ONCE)):
+        these = keys[at : at + AT_ONCE]
+        packed, letters = b"".join(key_id for key_id, _ in these), bytes(letter for _, letter in these)
+        number = store.journal.size - 1 - page  # of a leaf of the change: rising, and no other notice has it
+        outbox.post(store, link, number, KeysRevoked(number, reason, packed, letters))  # type: ignore[arg-type]
 
 
 def _operator(store: Store, name: str) -> str:

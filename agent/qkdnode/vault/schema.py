@@ -247,6 +247,7 @@ CREATE TABLE generations (
     mac BLOB NOT NULL
 );
 
+CREATE INDEX bundles_of_half ON bundles (link, batch, half, offset_bits);
 -- What timers end next, class by class (qkdnode.lifecycle.retirement).
 CREATE INDEX bundles_waiting ON bundles (class, own, waits_ns) WHERE waits_ns IS NOT NULL AND state = 'held';
 CREATE INDEX bundles_on_hold ON bundles (class, own, held_ns) WHERE held_ns IS NOT NULL AND state = 'held';
@@ -442,6 +443,35 @@ CREATE TABLE witnessed (
     leaf INTEGER NOT NULL,
     mac BLOB NOT NULL,
     PRIMARY KEY (link, pair)
+);
+
+-- Hashes over what is held of a link, by which two ends compare: of stretches of stock and their Bundles (level 5), of
+-- buckets of those (4) and of the nodes above. Empty: to be made anew. A node that is to be made anew is not there.
+CREATE TABLE digests (
+    link TEXT NOT NULL,
+    level INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, level, path)
+) WITHOUT ROWID;
+CREATE INDEX digests_stale ON digests (link, path) WHERE level = 5 AND digest = x'';
+
+-- Bundles and stretches of stock that do not agree with what the neighbour holds; a place below zero is of stock.
+CREATE TABLE doubts (
+    link TEXT NOT NULL,
+    batch BLOB NOT NULL,
+    half TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    looks INTEGER NOT NULL,
+    looked_ns INTEGER NOT NULL,
+    keys INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL,
+    PRIMARY KEY (link, batch, half, place)
 );
 
 CREATE TABLE counts (

@@ -65,7 +65,7 @@ def usable_runs(store: Store, link: str, half: str, at_least: int) -> Iterator[R
     place = (b"", -1)
     while rows := store.find(Chunk, _USABLE, link, half, *place, at_least):
         for row in rows:
-            for start, end in _spans(row.spans):
+            for start, end in spans(row):
                 if run is not None and run.batch == row.batch and run.end == start:
                     run = Run(row.batch, run.start, end)
                     continue
@@ -86,7 +86,7 @@ def holds(store: Store, link: str, half: str, batch: bytes, start: int, end: int
     """Whether all bits [start, end) of a half are in stock."""
     found = 0
     for row in _covering(store, link, half, batch, start, end):
-        found += sum(max(0, min(end, b) - max(start, a)) for a, b in _spans(row.spans))
+        found += sum(max(0, min(end, b) - max(start, a)) for a, b in spans(row))
     return found == end - start
 
 
@@ -120,7 +120,7 @@ def quarantine(store: Store, link: str, batch: bytes) -> None:
 def _take(store: Store, link: str, half: str, batch: bytes, start: int, end: int, into: memoryview | None) -> int:
     taken = 0
     for row in _covering(store, link, half, batch, start, end):
-        hit = [(max(start, a), min(end, b)) for a, b in _spans(row.spans) if a < end and b > start]
+        hit = [(max(start, a), min(end, b)) for a, b in spans(row) if a < end and b > start]
         if not hit:
             continue
         bits = sum(b - a for a, b in hit)
@@ -163,7 +163,7 @@ def _split(row: Chunk, view: memoryview, start: int, end: int, into: memoryview 
     """Copy the cut bytes out, close the gap in `view`; the spans that stay, whose bytes now come first in it."""
     kept: list[Span] = []
     read = write = 0
-    for a, b in _spans(row.spans):
+    for a, b in spans(row):
         for x, y in ((a, min(b, start)), (max(a, start), min(b, end)), (max(a, end), b)):
             size = (y - x) // 8
             if size <= 0:
@@ -191,8 +191,9 @@ def _covering(store: Store, link: str, half: str, batch: bytes, start: int, end:
     )
 
 
-def _spans(text: str) -> list[Span]:
-    return _decode(text)
+def spans(row: Chunk) -> list[Span]:
+    """What is still in a chunk: offsets in its half."""
+    return _decode(row.spans)
 
 
 def _encode(spans: list[Span]) -> str:

@@ -34,6 +34,7 @@ from qkdnode.vault.records import (
 from qkdnode.vault.requests import Caller, Commits, InForce
 from qkdnode.vault.rows import read_rows
 from qkdnode.vault.sealing import AES_256_GCM, EPOCH_NS, Sealing
+from qkdnode.vault.stretches import Stretches
 
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
@@ -106,6 +107,7 @@ class Store:
         self.medium = medium  # the files, to be read again
         self.commits = Commits()
         self.erasures = Erasures()
+        self.stretches = Stretches()
         self.empties_log = False  # the write-ahead log is to be emptied once this group is committed
         self.log_emptied = 0  # how often it was
         self.file_reading: Any = None  # the reading of the files in progress
@@ -263,6 +265,7 @@ class Store:
         if not _COUNTED.isdisjoint(changes):
             self._count(before, -1)
             self._count(row, 1)
+        self.stretches.touch(row)
         mac = self.sealing.mac(row.table, astuple(row))
         self._every.pop(type(row), None)
         statement = _update(type(row), tuple(changes))
@@ -278,6 +281,7 @@ class Store:
         """Insert a row that has its leaf, or needs none."""
         self._every.pop(type(row), None)
         self._count(row, 1)
+        self.stretches.touch(row)
         values = astuple(row)
         self.connection.execute(_statements(type(row)).insert, (*values, self.sealing.mac(row.table, values)))
 
@@ -285,6 +289,7 @@ class Store:
         """Delete a row that was journalled, or needs not be."""
         self._every.pop(type(row), None)
         self._count(row, -1)
+        self.stretches.touch(row)
         self.connection.execute(_statements(type(row)).delete, self._key(row))
 
     def unseal(self, row: Chunk | Segment) -> SecretBuffer:
@@ -318,6 +323,7 @@ class Store:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""
         first, last = self.journal.write()
         self.erasures.end_request(first, last)
+        self.stretches.write(self.connection)
         if self._counts:
             changed = [(name, by) for name, by in self._counts.items() if by]
             if changed:
@@ -329,6 +335,7 @@ class Store:
         self._associations.clear()
         self._every.clear()
         self._counts.clear()
+        self.stretches.forget()
         self.policy.forget()
         self.sealing.forget()
         self.erasures.undo_request()
@@ -403,6 +410,8 @@ class Store:
         def set_aside(store: "Store") -> None:
             if record.set_aside is not None:
                 store.connection.execute(_statements(record).set_aside, (record.set_aside, *key))
+            if record in (Bundle, Chunk):
+                store.stretches.touch_all()  # what such a row says of its place is not to be believed
             if record is Bundle:
                 states, far = row[_STATES], row[_FAR]
                 if isinstance(states, bytes) and isinstance(far, bytes):

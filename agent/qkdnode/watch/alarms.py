@@ -47,6 +47,7 @@ class AlarmCode(StrEnum):
     AUDIT_STOPPED = "AUDIT_STOPPED"
     AUDIT_FORK = "AUDIT_FORK"
     AUDIT_ROLLBACK = "AUDIT_ROLLBACK"
+    INVENTORY = "INVENTORY"
     DISK_LOW = "DISK_LOW"
     DISK_FULL = "DISK_FULL"
     VAULT = "VAULT"
@@ -178,6 +179,9 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.AUDIT_ROLLBACK: Kind(
         _CRITICAL, _PERSON, "an audit log has lost entries: an older copy of the vault was put back, or it was cut"
+    ),
+    AlarmCode.INVENTORY: Kind(
+        _MAJOR, _SIGNAL, "the two ends hold different keys or stock: see `qkdnode inventory reconcile`, find the cause"
     ),
     AlarmCode.DISK_LOW: Kind(
         _MINOR, _SIGNAL, "the vault's disk is filling up: make room before nothing is released any more"

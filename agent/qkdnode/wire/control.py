@@ -291,6 +291,18 @@ class Algorithms(Request, frozen=True, kw_only=True, tag="inventory algorithms")
     """The algorithm registry of the node on the day that counts. Answer: AlgorithmList."""
 
 
+class Comparisons(Request, frozen=True, kw_only=True, tag="inventory compared"):
+    """How what each link, or one, holds compares with the far end, as it was looked at last. Answer: ComparisonList."""
+
+    link: Name | None = None
+
+
+class Reconcile(Request, frozen=True, kw_only=True, tag="inventory reconcile"):
+    """Compare each link, or one, with its far end now; it goes on after the answer. Answer: ComparisonList."""
+
+    link: Name | None = None
+
+
 class ClockShow(Request, frozen=True, kw_only=True, tag="clock"):
     """The wall clock and the time that timers of keys are held to. Answer: ClockStatus."""
 
@@ -337,6 +349,8 @@ AnyRequest: TypeAlias = (
     | PolicyApply
     | Assets
     | Algorithms
+    | Comparisons
+    | Reconcile
     | ClockShow
     | ClockConfirm
     | Due
@@ -346,6 +360,7 @@ REQUESTS: tuple[type[Request], ...] = (
     RotateKeys, GiveUpRotations, Rotations,
     Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, Pause, Resume, Shutdown, Reload, ExportBegin,
     ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due,
+    Comparisons, Reconcile,
 )  # fmt: skip
 
 
@@ -752,6 +767,49 @@ class AlgorithmList(Answer, frozen=True, kw_only=True):
     keys: dict[str, int] | None  # by stage; None while the vault does not answer
 
 
+class DoubtEntry(Answer, frozen=True, kw_only=True):
+    """A Bundle of keys, or a stretch of stock, that the two ends do not hold alike."""
+
+    batch: str
+    half: str
+    offset_bits: int
+    verdict: str
+    rule: str  # what is done about it
+    since_ns: int
+    looks: int  # how often it was seen
+    count: int  # keys, or bits of stock
+
+
+class ComparisonEntry(Answer, frozen=True, kw_only=True):
+    """What both ends of a link hold, compared: the present look at it, or the last one."""
+
+    link: str
+    peer: str
+    connected: bool
+    looks: int  # since the start of the agent
+    running: bool
+    ended_s: float | None  # ago; None: it has not ended yet
+    root_here: str  # of all that is held; of no bit of a key
+    root_there: str
+    agrees: bool
+    failed: str  # why it was given up; empty if it was not
+    questions: int
+    stretches: int  # that were looked at, since the hashes over them differ
+    unsettled: int  # keys and bits about which a message is under way
+    found: dict[str, int]  # verdict -> keys; stock -> bits
+    rules: dict[str, str]  # what is done about each verdict
+    repaired: dict[str, int]  # step -> keys; burnt -> bits
+    quarantined: int  # keys of the node
+    doubts: tuple[DoubtEntry, ...]  # the first of them
+    doubts_in_all: int
+
+
+class ComparisonList(Answer, frozen=True, kw_only=True):
+    """Every link that was asked for."""
+
+    comparisons: tuple[ComparisonEntry, ...]
+
+
 ANSWERS: dict[type[Request], type[Answer]] = {
     Status: NodeStatus,
     Links: LinkList,
@@ -784,6 +842,8 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     PolicyApply: PolicyShown,
     Assets: AssetPage,
     Algorithms: AlgorithmList,
+    Comparisons: ComparisonList,
+    Reconcile: ComparisonList,
     ClockShow: ClockStatus,
     ClockConfirm: ClockStatus,
     Due: DueList,

@@ -452,6 +452,70 @@ class NotCosigned(Message, frozen=True):
     reason: Literal["invalid", "size", "fork", "rollback", "busy", "failed"]
 
 
+class Stretch(Message, frozen=True):
+    """2^18 bits of one half of a Batch, by number: the unit in which two ends compare what they hold."""
+
+    batch: BatchId
+    half: Literal["alice", "bob"]
+    number: U32
+
+
+class HeldBundle(Message, frozen=True):
+    """Where the keys of a Bundle stand at the sender. No bits and no ids: a hash names what it is of."""
+
+    offset_bits: U64
+    size_bits: Annotated[int, Meta(ge=8, le=65536)]
+    header: Block32  # ids, size, class and binding
+    states: Annotated[bytes, Meta(min_length=1, max_length=128)]
+    far: Annotated[bytes, Meta(min_length=1, max_length=128)]
+    waiting: bool  # a message of the sender about it is not journalled at the receiver
+
+
+class HoldingsAsked(Message, frozen=True):
+    """What hashes has the receiver at a node of the tree, or in a bucket after a stretch?"""
+
+    number: U64  # the sender's, echoed
+    path: Annotated[bytes, Meta(max_length=4)]
+    after: Annotated[bytes, Meta(max_length=17)]
+
+
+class Holdings(Message, frozen=True):
+    """The hash of a node and those of its sixteen children, or a page of a bucket's stretches."""
+
+    number: U64
+    path: Annotated[bytes, Meta(max_length=4)]
+    digest: Block32
+    children: Annotated[bytes, Meta(max_length=16 * 32)]
+    stretches: Annotated[bytes, Meta(max_length=256 * 49)]
+    more: bool
+
+
+class StretchAsked(Message, frozen=True):
+    """What does the receiver hold in a stretch, from an offset on?"""
+
+    number: U64
+    stretch: Stretch
+    from_bits: U64
+
+
+class StretchHeld(Message, frozen=True):
+    """What the sender holds from one offset up to another: stock, and Bundles that reach into it."""
+
+    number: U64
+    stretch: Stretch
+    batch: Literal["usable", "unsettled", "closed", "unknown"]
+    from_bits: U64
+    until_bits: U64
+    spans: Annotated[tuple[tuple[U64, U64], ...], Meta(max_length=256)]
+    bundles: Annotated[tuple[HeldBundle, ...], Meta(max_length=129)]
+
+
+class HoldingsDiffer(Message, frozen=True):
+    """The sender finds that the two ends hold different things: the receiver compares too, and repairs what is its."""
+
+    digest: Block32  # of all that the sender holds of the link
+
+
 class Goodbye(Message, frozen=True):
     """The sender stops: it allocates and lists no more; drained means that it waits for nothing."""
 
@@ -520,6 +584,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(60, KeysRevoked, EITHER, Protection.VAULT, 32 * KIB),
     Kind(61, Compromised, EITHER, Protection.VAULT, 4 * KIB),
     Kind(62, RevocationsWaiting, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(74, HoldingsAsked, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(75, Holdings, EITHER, Protection.VAULT, 16 * KIB),
+    Kind(76, StretchAsked, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(77, StretchHeld, EITHER, Protection.VAULT, 64 * KIB),
+    Kind(78, HoldingsDiffer, EITHER, Protection.VAULT, 4 * KIB),
     Kind(70, KeysRetired, EITHER, Protection.VAULT, 32 * KIB),
     Kind(84, RotationWanted, (BOB,), Protection.VAULT, 4 * KIB),
     Kind(85, RotationProposed, (ALICE,), Protection.VAULT, 4 * KIB),

@@ -82,6 +82,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (True, "assets-are-accounted-for"),
         MA: (False, DEFAULT_DENY),
     },
+    Action.INVENTORY_RECONCILE: {
+        OP: (True, "both-ends-are-compared"),
+        SO: (True, "both-ends-are-compared"),
+        AU: (False, HANDS_OFF),
+        MA: (True, "both-ends-are-compared"),
+    },
     Action.CLOCK_CONFIRM: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "the-clock-is-vouched-for"),

@@ -355,7 +355,8 @@ def test_a_checkpoint_is_signed_every_thousand_leaves(end: End) -> None:
     for answer in [end.vault.ask(alarm()) for _ in range(2100)]:
         answer.result()
     report = verify(exported(end), PUBLIC)
-    assert (report.valid, report.checkpoints) == (True, 3)  # one at the first commit
+    assert report.valid
+    assert report.checkpoints in (2, 3)  # one at the first commit, of however many requests that is
     assert report.unsigned_tail < 1100
 
 
