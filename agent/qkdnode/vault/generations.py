@@ -45,6 +45,17 @@ def to_cut(store: Store, association: int) -> tuple[int, ...]:
     return (FIRST,) if row is None else cut_for(Phase(row.phase), row.current, row.number)
 
 
+def is_moving(store: Store, bundle: Bundle) -> bool:
+    """Whether keys of a Bundle go, or have gone at the other end, where a rotation takes them: they settle with it."""
+    row = of(store, bundle.association)
+    if row is None:
+        return False
+    phase, its = Phase(row.phase), bundle.key_generation
+    if phase is Phase.STEADY:
+        return bool(row.ending) and its != row.current
+    return its == row.number or phase in (Phase.CUT, Phase.CLOSED)
+
+
 def may_come(store: Store, association: int, generation: int) -> bool:
     """Whether a generation that no keys are cut for yet may be agreed on by a message that is on the way."""
     row = of(store, association)

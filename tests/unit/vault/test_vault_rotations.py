@@ -1,6 +1,7 @@
 """Rotations of an association at two real vaults: no key of the old generation where the new one is all there is."""
 
 import os
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from vaults import HERE, LINK, SECOND_NS, End, Pair, contents, waiting
 
 from qkdnode.errors import LocalProtocolError, VaultDamagedError, VaultError
 from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, LINGER_NS, PATIENCE_NS, RETRY_NS, Phase
+from qkdnode.vault import generations
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.records import Bundle
 from qkdnode.vault.requests import AcceptAllocation, AllocateKeys, KeysDelivered, OpenKeys
@@ -643,3 +645,23 @@ def test_on_legal_hold_nothing_of_the_old_generation_is_destroyed_and_nothing_of
     carried(pair)
     assert stages(pair, none) == ("quarantined", "quarantined")
     assert "destroyed" not in stages(pair, half)
+
+
+@pytest.mark.parametrize(
+    ("phase", "number", "ending", "moving"),
+    [
+        (Phase.STEADY, 0, 0, set()),
+        (Phase.STEADY, 0, 1, {1, 3}),
+        (Phase.AGREED, 3, 0, {3}),
+        (Phase.ACKNOWLEDGED, 3, 0, {3}),
+        (Phase.CUT, 3, 0, {1, 2, 3}),
+        (Phase.CLOSED, 3, 0, {1, 2, 3}),
+    ],
+)
+def test_what_a_rotation_moves_is_no_difference_between_the_ends_until_it_has_moved(
+    phase: Phase, number: int, ending: int, moving: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = SimpleNamespace(phase=phase.value, current=2, number=number, ending=ending)
+    monkeypatch.setattr(generations, "of", lambda store, association: row)
+    keys = [SimpleNamespace(association=1, key_generation=its) for its in (1, 2, 3)]
+    assert {one.key_generation for one in keys if generations.is_moving(None, one)} == moving  # type: ignore[arg-type]
