@@ -657,7 +657,7 @@ def _compromise(simulation: Simulation, role: str) -> ask.Request:
 
 def _rotate(simulation: Simulation, role: str) -> ask.Request:
     association = Association(APPLICATIONS[role], APPLICATIONS[other_role(role)], LINK)
-    if simulation.draws.random() < 0.2:
+    if simulation.draws.random() < 0.05:
         return GiveUpRotation(association=association, reason="operator")
     return BeginRotation(association=association, reason="operator", by="olga")
 
