@@ -145,6 +145,7 @@ class Agent:
             decoy=lambda subject, detail: self.done.append(("decoy", subject, detail)),
             acknowledge=self.acknowledge,
             revoked=lambda links: self.done.append(("revoked", *links)),
+            rotated=lambda: self.done.append(("rotated",)),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,

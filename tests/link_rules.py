@@ -8,6 +8,7 @@ from uuid import UUID
 
 from qkdnode.errors import AccessDeniedError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, PadAddress, other_role
+from qkdnode.lifecycle.rotation import Phase
 from qkdnode.vault import requests as ask
 from qkdnode.vault.decoys import WhichDecoys
 from qkdnode.vault.endings import EndedKeys
@@ -16,6 +17,14 @@ from qkdnode.vault.holdings import HoldingsNode
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
+from qkdnode.vault.rotations import (
+    AdvanceRotations,
+    GenerationAcknowledged,
+    GenerationPrepared,
+    Rotations,
+    RotationState,
+    ShowRotation,
+)
 from qkdnode.vault.scopes import Compromise, FollowCompromise, Scopes
 from qkdnode.wire import codec
 from qkdnode.wire.messages import (
@@ -102,6 +111,9 @@ class Rules:
         self.ready: dict[str, set[BatchId]] = {role: set() for role in ROLES}
         self.revoked: dict[str, set[UUID]] = {role: set() for role in ROLES}
         self.scopes: dict[str, list[tuple[BatchId, BatchId]]] = {role: [] for role in ROLES}
+        self.generation_of: dict[UUID, int] = {}
+        self.supplied_generation: dict[str, int] = dict.fromkeys(ROLES, 1)  # that applications were told to be the one
+        self.given_up: set[int] = set()
         self._batch_of: dict[UUID, BatchId] = {}
         self._pads: dict[tuple[str, PadAddress], bytes] = {}
         self._altered: set[BatchId] = set()
@@ -150,6 +162,7 @@ class Rules:
             self._sessions[role].add(frame.header.session)
         if isinstance(frame.message, Allocate):
             self._batch_of.update(dict.fromkeys(_split(frame.message.key_ids), frame.message.batch))
+            self.generation_of.update(dict.fromkeys(_split(frame.message.key_ids), frame.message.generation))
             ready = frame.message.batch in self.ready[other_role(role)]
             self._demand(ready, f"{role} allocates from Batch {frame.message.batch} before the peer is READY")
         if isinstance(frame.message, KeysRetired):
@@ -176,6 +189,8 @@ class Rules:
                     self._demand(batch in self.ready[ALICE], f"bob uses Batch {batch} before alice is READY")
             case ask.AllocateKeys():
                 self.cut[role].update(answer)
+                if request.generation is not None:
+                    self.generation_of.update(dict.fromkeys(answer, request.generation))
                 self._note(self._cut_at, role, answer)
             case ask.KeepDecoys():
                 self.decoys.update(answer)
@@ -192,6 +207,9 @@ class Rules:
             case ask.OpenKey(key_id=key_id):
                 self._opened(role, key_id)
             case ask.OpenKeys():
+                newest = max(self.supplied_generation.values())
+                over = f"{role} supplies keys of generation {answer.generation}, and applications know of {newest}"
+                self._demand(answer.generation >= newest, over)
                 for key_id in answer.key_ids:
                     self._opened(role, key_id)
             case RevokeKeys():
@@ -202,14 +220,34 @@ class Rules:
                 self.scopes[role] += [(scope.first, scope.last) for scope in answer]
             case FollowCompromise(message=message):
                 self.scopes[role].append((message.first, message.last))
+            case GenerationPrepared() | GenerationAcknowledged() | ShowRotation():
+                self._rotated(role, answer)
+            case AdvanceRotations():
+                for state in answer:
+                    self._rotated(role, state)
             case FollowRetired(message=message):
                 self.ended[role].update(_split(message.key_ids))
             case ask.KeysDelivered(key_ids=ids):
                 self.acknowledged[role].update(ids)
                 self._note(self._delivered_at, role, ids)
 
+    def _rotated(self, role: str, state: RotationState) -> None:
+        """How far an end is: it goes on, and no application is asked before keys are there."""
+        before = self.supplied_generation[role]
+        self._demand(state.current >= before, f"{role} supplies generation {state.current} after {before}")
+        self.supplied_generation[role] = state.current
+        if state.phase in (Phase.PREPARED, Phase.OFFERED, Phase.ACKNOWLEDGED):
+            lost = self.revoked[role] or self.scopes[role]
+            self._demand(bool(state.prepared or lost), f"{role} is {state.phase}, and no new key is there")
+
     def is_out_of_use(self, role: str, key_id: UUID) -> bool:
-        """Whether an end has journalled that a key is revoked, or reached by a compromise."""
+        """Whether an end has journalled that a key is revoked, reached by a compromise, or of a generation that is not
+        supplied any more, or never was."""
+        its = self.generation_of.get(key_id)
+        if its is not None and its < self.supplied_generation[role]:
+            return True
+        if its in self.given_up:
+            return True
         batch = self._batch_of.get(key_id)
         reached = batch is not None and any(first <= batch <= last for first, last in self.scopes[role])
         return reached or key_id in self.revoked[role] or key_id in self.ended[role]
@@ -268,6 +306,9 @@ class Rules:
         """Whether nothing waits for anything."""
         for life in lives.values():
             status = life.vault.call(ask.Status())
+            states = life.vault.call(Rotations())
+            if any(state.phase is not Phase.STEADY or state.ending for state in states):
+                return False
             waits = status.application_outbox or status.neighbour_outbox or status.keys.get("allocated", 0)
             moving = any(scope.moving for scope in life.vault.call(Scopes()))
             untold = self._notices and life.vault.call(EndedKeys(association=life.association))
@@ -282,6 +323,7 @@ class Rules:
         self._demand(self.settled(lives), f"the ends never settled: {self._unsettled(lives)}")
         for role, life in lives.items():
             self._check_histories(role, life)
+        self._check_generations(lives)
         if not self.breaches:
             self._check_batches(lives)
             self._check_keys()
@@ -292,6 +334,17 @@ class Rules:
             self._check_endings(lives)
         if not self.breaches and not self.refused:
             self._check_stock(lives)
+
+    def _check_generations(self, lives: dict[str, Life]) -> None:
+        """Both ends supply the same one, and have given the same numbers."""
+        found = {}
+        for role, life in lives.items():
+            state = life.vault.call(ShowRotation(association=life.association))
+            self._rotated(role, state)
+            found[role] = (state.current, state.newest)
+            self.given_up |= set(range(state.current + 1, state.newest + 1))
+            self.given_up |= {its for its in self.generation_of.values() if its > state.current}
+        self._demand(len(set(found.values())) == 1, f"the ends supply different generations: {found}")
 
     def _unsettled(self, lives: dict[str, Life]) -> str:
         found = []

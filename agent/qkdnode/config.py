@@ -207,6 +207,7 @@ class LimitsSection(Section, frozen=True):
     photocurrent_na: tuple[float, float] | None = None  # of detectors; at a transmitter of the laser's monitor
     bias_voltage_mv: tuple[float, float] | None = None
     temperature_mc: tuple[float, float] | None = None
+    least_secret_bps: Annotated[float, Meta(gt=0.0)] | None = None  # of key over five minutes; less is degraded
 
     def __post_init__(self) -> None:
         for name in ("double_click_share", "photocurrent_na", "bias_voltage_mv", "temperature_mc"):

@@ -23,7 +23,7 @@ from fuzz.mutation import as_msgpack, pack
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import PROVISIONED, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import agility, assets, extract, inventory, pauses, retirement, revocations, scopes
+from qkdnode.vault import agility, assets, extract, inventory, pauses, retirement, revocations, rotations, scopes
 from qkdnode.vault import requests as ask
 from qkdnode.vault.export_reader import export_audit
 from qkdnode.wire.messages import PadSpan
@@ -73,6 +73,9 @@ def pristine() -> Pristine:
     pair.allocate(pair.bob, 1)
     pair.exchange()
     pair.allocate(pair.alice, 1)
+    pair.alice.call(
+        rotations.BeginRotation(association=pair.alice.association, reason="operator", by="olga")
+    )  # of which the neighbour has not heard
     pair.close()
     return Pristine(folder, pair.alice, pair.alice.path.read_bytes(), keys, _columns(pair.alice.path))
 
@@ -214,6 +217,9 @@ def _requests(keys: Iterable[KeyId]) -> tuple[Any, ...]:
         pauses.ResumeLink(link=LINK, by="olga"),
         scopes.Scopes(),
         scopes.MoveRows(),
+        rotations.Rotations(),
+        rotations.AdvanceRotations(link=LINK),
+        rotations.EndGenerations(),
         revocations.RevocationsUnconfirmed(link=LINK),
         revocations.RevokeKeys(key_ids=tuple(keys)[1:2], reason="key-compromise", by="olga"),
         retirement.ShowDue(),

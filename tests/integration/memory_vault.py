@@ -7,11 +7,13 @@ from uuid import UUID, uuid4
 
 from qkdnode.errors import VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.lifecycle.rotation import Phase
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault.decoys import Suspects, WhichDecoys
 from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
+from qkdnode.vault.rotations import GenerationAcknowledged, RotationState, ShowRotation
 
 
 class MemoryVault:
@@ -26,6 +28,8 @@ class MemoryVault:
         self.ended: dict[int, Ended] = {}  # notices of one association
         self.revoked: set[KeyId] = set()
         self.failing: set[type[Request]] = set()
+        self.phase, self.current, self.coming = Phase.STEADY, 1, 0  # of every association
+        self.accepted: list[int] = []
         self._number = 0
         self._answers: dict[type[Request], Callable[[Any], Any]] = {
             ApplicationOutbox: self._outbox,
@@ -36,6 +40,8 @@ class MemoryVault:
             EndedNoted: lambda request: sum(self.ended.pop(number, None) is not None for number in request.numbers),
             HadBefore: self._had_before,
             WhichDecoys: lambda request: Suspects(tuple(map(_name, self.decoys.intersection(request.key_ids)))),
+            ShowRotation: self._rotation,
+            GenerationAcknowledged: self._acknowledge,
         }
 
     def add(self, association: Association, count: int, size_bits: int = 256) -> list[UUID]:
@@ -46,6 +52,16 @@ class MemoryVault:
             self.rows[key_id] = Delivery(self._number, key_id, association, size_bits)
             self.material[key_id] = os.urandom(size_bits // 8)
         return ids
+
+    def _rotation(self, request: ShowRotation) -> RotationState:
+        its = (self.current, max(self.current, self.coming), self.coming, self.phase, Phase.STEADY)
+        return RotationState(request.association, *its, "", "", 0, 0, 0, 0, 0, 0, "", 0, 0)
+
+    def _acknowledge(self, request: GenerationAcknowledged) -> RotationState:
+        if self.phase is Phase.OFFERED and request.number == self.coming:
+            self.accepted.append(request.number)
+            self.phase = Phase.ACKNOWLEDGED
+        return self._rotation(ShowRotation(association=request.association))
 
     def ask(self, request: Request) -> Awaitable[Any]:
         """What the supply is given as `ask`."""

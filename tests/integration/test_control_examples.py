@@ -19,8 +19,8 @@ from qkdnode.wire import control as wire
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/control.md").read_text()
 OVER_CONTROL = {
-    "status", "links", "devices", "alarms", "keys", "compromise", "pause", "resume", "shutdown", "reload", "top",
-    "audit", "policy",
+    "status", "links", "devices", "alarms", "keys", "compromise", "rotate", "pause", "resume", "shutdown", "reload",
+    "top", "audit", "policy",
 }  # fmt: skip
 
 

@@ -429,7 +429,7 @@ def allocation(document: bytes) -> Allocate:
     agreed = Allotment("qkd", 1, terms_digest(terms), binding).agreed
     bits = MATERIAL[REFILL // 8 :][:32]
     mark = hmac.digest(bits, b"qkdnode decoy/1\0" + KEY.bytes, "sha256")[:16] if document == DECOY else bytes(16)
-    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed, mark)
+    return Allocate(77, HERE.local, HERE.remote, BATCH, 0, 256, KEY.bytes, "qkd", agreed, mark=mark)
 
 
 _RECEIPTS: dict[int, Token] = {}

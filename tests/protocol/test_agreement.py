@@ -18,6 +18,7 @@ from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
+from qkdnode.vault.rotations import AdvanceRotations
 from qkdnode.vault.scopes import FollowCompromise
 from qkdnode.wire.messages import (
     NOT_SETTLED,
@@ -67,6 +68,7 @@ class End:
             RevocationsUnconfirmed: lambda request: tuple(
                 [entry for entry in self.outbox if isinstance(entry.message, KeysRevoked | Compromised)]
             ),
+            AdvanceRotations: lambda request: (),
             FollowRevoked: lambda request: 1,
             FollowRetired: lambda request: 1,
             FollowCompromise: lambda request: None,

@@ -20,6 +20,7 @@ from qkdnode.vault import (
     endings,
     entitlements,
     fetches,
+    generations,
     journal,
     keys,
     marks,
@@ -263,6 +264,11 @@ def nothing_is_retired(retire: Handler) -> Handler:
     return lambda store, request: retirement.Retired(0, 0, (), False)
 
 
+def any_generation_is_released() -> Any:
+    """Keys go out whatever generation they are of."""
+    return mock.patch.object(generations, "releases", return_value=True)
+
+
 def name(module: Any, attribute: str, value: Any) -> Plant:
     """Something in the program is another thing."""
     return lambda: mock.patch.object(module, attribute, value)
@@ -334,6 +340,7 @@ def never_a_decoy(store: Store, bundle: Any) -> bool:
 
 
 REVOKED = ("keys are revoked", "the link is compromised", "an agent is killed", "an application is killed")
+ROTATED = ("keys are rotated", "the link is cut", "a frame is repeated")
 POWER, KILLS = ("power loss",), ("an agent is killed", "both agents", "kill at")
 LINK_BREAKS = ("the link's connection breaks",)
 AWAY = ("a subscriber is away",)
@@ -354,6 +361,7 @@ CONTROLS = (
         1800.0,
         PERIOD_S,
     ),
+    Control("keys of any generation are released", any_generation_is_released, ROTATED),
     Control("a delivery is not journalled", handler(ask.KeysDelivered, delivery_forgotten)),
     Control("a leaf of the audit log is lost", leaf_lost),
     Control("a hash outlives what it is over", hashes_outlive_what_they_are_over, LINK_BREAKS, 0.05, 1200.0, PERIOD_S),

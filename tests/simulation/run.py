@@ -34,12 +34,14 @@ from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import ALICE, BOB, ROLES, Association, BatchId, other_role
 from qkdnode.lifecycle.policy import builtin
 from qkdnode.lifecycle.policy.document import KeyClass
+from qkdnode.lifecycle.rotation import GIVEN_UP_IN
 from qkdnode.node.agent import Agent
 from qkdnode.node.provision import provision_application, provision_node, provision_pair
 from qkdnode.vault import requests as ask
 from qkdnode.vault.endings import EndedNoted, HadBefore
 from qkdnode.vault.retirement import FollowRetired, RetireKeys
 from qkdnode.vault.revocations import FollowRevoked, RevokeKeys
+from qkdnode.vault.rotations import BeginRotation, FollowRotation, GenerationAcknowledged, GiveUpRotation, ShowRotation
 from qkdnode.vault.scopes import Compromise, FollowCompromise, MoveRows
 from qkdnode.wire import codec
 from simulation.life import Life, SimulationLoop
@@ -330,6 +332,7 @@ class Simulation:
                 continue
             for role in ROLES:
                 self.lives[role].context.run(self._stop_making, role)
+            self._end_rotation(views[ALICE])
             if self.rules.settled(views) and all(self._is_told(name) for name in WATCHERS):
                 break
         down = [role for role in ROLES if not self._is_up(role)]
@@ -359,6 +362,13 @@ class Simulation:
         link = self.agents[role]._links[LINK].link
         link.stop_distilling()
         link.agreement.stop_allocating()
+
+    def _end_rotation(self, view: NodeView) -> None:
+        """No key is cut any more, so a rotation that waits for its first ones would wait for ever."""
+        state = view.vault.call(ShowRotation(association=view.association))
+        if state.phase in GIVEN_UP_IN:
+            view.vault.call(GiveUpRotation(association=view.association, reason="settling"))
+            self.lives[ALICE].context.run(view.link.agreement.rotated)
 
     def _is_up(self, role: str) -> bool:
         return self.lives[role].alive and self.sites[role].vault is not None and LINK in self.agents[role]._links
@@ -600,7 +610,7 @@ DECISIVE = (
     ask.StorePending, ask.StoreReady, ask.SettlePending, ask.PeerReady, ask.AllocateKeys, ask.AcceptAllocation,
     ask.AllocationAnswered, ask.KeysDelivered, ask.PeerDelivered, ask.NextSession, ask.AdmitPeer, ask.GrantPads,
     ask.ReservePads, ask.KeepDecoys, EndedNoted, HadBefore, RevokeKeys, FollowRevoked, Compromise, FollowCompromise,
-    MoveRows, RetireKeys, FollowRetired,
+    MoveRows, FollowRotation, GenerationAcknowledged, RetireKeys, FollowRetired,
 )  # fmt: skip
 
 
@@ -689,7 +699,8 @@ def _operator_acts(simulation: Simulation, act: Callable[[Simulation, str], ask.
     async def revoke() -> None:
         with contextlib.suppress(VaultError):  # the disk may be full, or the scope reach nothing yet
             await agent.ask(request)
-            agent._links[LINK].link.agreement.revoked()
+            agreement = agent._links[LINK].link.agreement
+            agreement.rotated() if isinstance(request, BeginRotation | GiveUpRotation) else agreement.revoked()
 
     life.spawn(revoke())
 
@@ -706,9 +717,17 @@ def _compromise(simulation: Simulation, role: str) -> ask.Request:
     return Compromise(kind="link", value=LINK, reason="key-compromise", by="olga")
 
 
+def _rotate(simulation: Simulation, role: str) -> ask.Request:
+    association = Association(APPLICATIONS[role], APPLICATIONS[other_role(role)], LINK)
+    if simulation.draws.random() < 0.05:
+        return GiveUpRotation(association=association, reason="operator")
+    return BeginRotation(association=association, reason="operator", by="olga")
+
+
 OF_OPERATORS: dict[str, Callable[[Simulation], None]] = {
     "keys are revoked": lambda s: _operator_acts(s, _revoke),
     "the link is compromised": lambda s: _operator_acts(s, _compromise),
+    "keys are rotated": lambda s: _operator_acts(s, _rotate),
 }
 OF_EVENTS: dict[str, Callable[[Simulation], None]] = {
     "a subscriber is away": _away,

@@ -120,7 +120,7 @@ def test_the_protocol_lists_every_supply_message_under_its_tag() -> None:
         for value in vars(supply).values()
         if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__struct_config__.tag is not None
     ]
-    assert len(messages) == 19
+    assert len(messages) == 24
     for message in messages:
         assert f"| `{message.__name__}` |" in row_of(SUPPLY, str(message.__struct_config__.tag))
 

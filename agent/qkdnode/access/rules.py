@@ -32,6 +32,7 @@ class Action(StrEnum):
     KEYS_KEEP = "keys.keep"
     DECOYS_READ = "decoys.read"
     DECOYS_RENEW = "decoys.renew"
+    KEYS_ROTATE = "keys.rotate"
     LINK_PAUSE = "link.pause"
     LINK_RESUME = "link.resume"
     NODE_SHUTDOWN = "node.shutdown"
@@ -130,6 +131,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_REVOKE}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
         "a suspect key is stopped by who is on duty or answers for the keys, and by one person alone",
+    ),
+    Rule(
+        "keys-are-rotated",
+        Effect.PERMIT,
+        frozenset({Action.KEYS_ROTATE}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
+        "keys go over to their next generation by the word of who is on duty or answers for them",
     ),
     Rule(
         "what-is-kept-is-looked-after",

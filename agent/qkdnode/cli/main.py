@@ -22,6 +22,7 @@ COMMANDS = {
     "policy": "Look at, approve and change what keys are for.",
     "pause": "Distil no more on a link.",
     "reload": "Have an agent read its configuration anew.",
+    "rotate": "Take associations to the next generation of their keys, and see how far that has come.",
     "resume": "Distil again on a link.",
     "shutdown": "Stop an agent in order.",
     "status": "Show a node at a glance.",

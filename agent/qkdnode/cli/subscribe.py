@@ -13,7 +13,7 @@ from uuid import UUID
 import click
 
 from qkdnode.cli.output import is_writable, until_writable
-from qkdnode.client import AsyncSubscription, EndedKeys, Key
+from qkdnode.client import AsyncSubscription, EndedKeys, GenerationChange, Key
 from qkdnode.native.secret import LockedBuffer
 
 IDS_IN_A_LINE = 64
@@ -63,6 +63,7 @@ def command(
         size_bits=size,
         credit=credit,
         on_ended=lambda its: ended.put_nowait(its),
+        on_generation=_print_generation,
     )
     received = asyncio.run(_fetch(subscription, count, prefix, ended))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -115,8 +116,13 @@ def _print_ended(ended: EndedKeys, key_ids: tuple[UUID, ...]) -> None:
     sys.stdout.flush()
 
 
+def _print_generation(change: GenerationChange) -> None:
+    sys.stdout.write(json.dumps({"generation": change.number, "is": change.what}) + "\n")
+    sys.stdout.flush()
+
+
 def _print(key: Key, salt: bytes | None) -> None:
-    line: dict[str, object] = {"key": str(key.id), "bits": key.size_bits}
+    line: dict[str, object] = {"key": str(key.id), "bits": key.size_bits, "generation": key.generation}
     with key:
         if salt is not None:
             line["digest"] = salted_digest(salt, key.material)

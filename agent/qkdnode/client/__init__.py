@@ -35,6 +35,7 @@ What happens at the node comes as typed events, in the order of its audit log an
 
 from qkdnode.client.events import Events, EventsStatistics
 from qkdnode.client.order import Missed, Occurrence, SignedCheckpoint
+from qkdnode.client.subscriber import GenerationChange
 from qkdnode.client.subscription import (
     AsyncSubscription,
     EndedKeys,
@@ -51,6 +52,7 @@ __all__ = [
     "EndedKeys",
     "Events",
     "EventsStatistics",
+    "GenerationChange",
     "Key",
     "KeyRefusedError",
     "Missed",

@@ -1,6 +1,7 @@
 """The application's end of one connection: sans-IO, time comes in, frames and keys go out."""
 
 from collections import OrderedDict
+from typing import Literal
 
 import msgspec
 
@@ -20,6 +21,11 @@ from qkdnode.wire.supply import (
     Fetch,
     FetchLater,
     FromApplication,
+    GenerationAccepted,
+    GenerationCurrent,
+    GenerationNoted,
+    GenerationOffered,
+    GenerationWithdrawn,
     KeysBody,
     KeysEnded,
     NotFetched,
@@ -58,6 +64,7 @@ class KeyArrived(msgspec.Struct, frozen=True):
     size_bits: int
     key_class: str
     material: SecretBuffer
+    generation: int = 1
 
 
 class KeyNotFetched(msgspec.Struct, frozen=True):
@@ -82,14 +89,22 @@ class Refusal(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Transmit | KeyArrived | KeyNotFetched | KeysOutOfUse | Refusal
-
-
 class Asked(msgspec.Struct):
     """A key that was asked for by its id, and is not answered."""
 
     request: int
     said_s: float
+
+
+class GenerationChange(msgspec.Struct, frozen=True):
+    """What becomes of a generation of keys: it is "offered", and to be accepted; it is "current", and keys of earlier
+    ones are over, also those that only one application has; or it was offered and is "withdrawn"."""
+
+    what: Literal["offered", "current", "withdrawn"]
+    number: int
+
+
+Outcome = Transmit | KeyArrived | KeyNotFetched | KeysOutOfUse | Refusal | GenerationChange
 
 
 class Subscriber:
@@ -126,6 +141,8 @@ class Subscriber:
         self._alive_s: float | None = None
         self._spoke_s = 0.0
         self._session_discards = 0
+        self._offered = self._accepted = 0  # generations, the newest
+        self.generation = 1  # that the node has said to be the one
         self.subscribed = False
         self.failure = ""  # why the last unusable frame was not used
         self.discarded = 0
@@ -180,6 +197,15 @@ class Subscriber:
     def holds(self, key_id: KeyId) -> bool:
         """Whether a key has arrived and is not acknowledged."""
         return key_id in self._held
+
+    def accept(self, number: int, now_s: float) -> list[Outcome]:
+        """The application is ready for keys of a generation that was offered."""
+        self._accepted = max(self._accepted, number)
+        return [self._say(GenerationAccepted(number), now_s)] if self.subscribed else []
+
+    def hesitate(self) -> None:
+        """It is not: the next offer is reported again."""
+        self._offered = self._accepted
 
     def unsubscribe(self, now_s: float) -> list[Outcome]:
         """Ask for no more keys."""
@@ -272,6 +298,12 @@ class Subscriber:
             self.failure = f"node {self._node.name} was asked for keys too often: it is asked again"
         elif isinstance(body, SubscribeRefused):
             return [Refusal(body.reason)]
+        elif isinstance(body, GenerationOffered):
+            return self._take_offer(body.number, now_s)
+        elif isinstance(body, GenerationCurrent):
+            return self._take_current(body.number, now_s)
+        elif isinstance(body, GenerationWithdrawn):
+            return [GenerationChange("withdrawn", body.number)]
         return []
 
     def _take_notice(self, body: KeysEnded, now_s: float) -> list[Outcome]:
@@ -293,6 +325,22 @@ class Subscriber:
         for key_id in refused:
             self._acknowledged.pop(key_id, None)  # the node has it no more
         return [KeyNotFetched(key_id) for key_id in unknown]
+
+    def _take_offer(self, number: int, now_s: float) -> list[Outcome]:
+        """Report an offer once, and accept again what was accepted."""
+        if number == self._accepted:
+            return self.accept(number, now_s)
+        if number <= self._offered:
+            return []
+        self._offered = number
+        return [GenerationChange("offered", number)]
+
+    def _take_current(self, number: int, now_s: float) -> list[Outcome]:
+        outcomes: list[Outcome] = [self._say(GenerationNoted(number), now_s)] if self.subscribed else []
+        if number > self.generation:
+            self.generation = number
+            outcomes.append(GenerationChange("current", number))
+        return outcomes
 
     def _take_keys(self, body: KeysBody, material: SecretBuffer | None, now_s: float) -> list[Outcome]:
         """Report the keys that are new, acknowledge again what was acknowledged; the material stays the caller's."""
@@ -317,7 +365,8 @@ class Subscriber:
                     break
                 self._held.add(key_id)
                 self._asked.pop(key_id, None)
-                outcomes.append(KeyArrived(key_id, association, body.size_bits, body.key_class, own))
+                arrived = KeyArrived(key_id, association, body.size_bits, body.key_class, own, body.generation)
+                outcomes.append(arrived)
         return outcomes + (self.acknowledge(again, now_s) if again else [])
 
     def _discard(self, now_s: float) -> list[Outcome]:

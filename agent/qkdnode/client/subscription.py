@@ -15,7 +15,16 @@ import msgspec
 from qkdnode.channel.dialler import Dialler
 from qkdnode.channel.identity import load_identity, load_public_node
 from qkdnode.channel.socket import Limits
-from qkdnode.client.subscriber import KeyArrived, KeyNotFetched, KeysOutOfUse, Outcome, Refusal, Subscriber, Transmit
+from qkdnode.client.subscriber import (
+    GenerationChange,
+    KeyArrived,
+    KeyNotFetched,
+    KeysOutOfUse,
+    Outcome,
+    Refusal,
+    Subscriber,
+    Transmit,
+)
 from qkdnode.errors import AccessDeniedError, ConfigError, QkdnodeError, SupplyError
 from qkdnode.ids import Association, KeyId
 from qkdnode.native.secret import SecretBuffer
@@ -65,6 +74,7 @@ class Key:
         self.association: Association = arrived.association
         self.size_bits = arrived.size_bits
         self.key_class = arrived.key_class
+        self.generation = arrived.generation
         self.material: SecretBuffer = arrived.material
         self._acknowledge = acknowledge
         self._acknowledged = False
@@ -107,6 +117,9 @@ class AsyncSubscription:
     SupplyError if it does not prove to be the node of the .public file. Without `pushed` only keys come that are
     fetched by their ids. `on_ended` is called, in the loop, with keys that are out of use since they were given; once
     it returns the node tells them no more. Without it they stay to be told to whoever comes after.
+
+    `on_generation` is called in the event loop with what becomes of generations of keys. An offer is accepted when it
+    returns; if it raises, the node offers it again.
     """
 
     def __init__(
@@ -123,12 +136,14 @@ class AsyncSubscription:
         pushed: bool = True,
         on_ended: Callable[[EndedKeys], None] | None = None,
         limits: Limits = LIMITS,
+        on_generation: Callable[[GenerationChange], None] = lambda change: None,
     ) -> None:
         if not 8 <= size_bits <= MAX_KEY_BITS or size_bits % 8:
             raise ConfigError(f"`size_bits` is {size_bits}: give a multiple of 8 from 8 to {MAX_KEY_BITS}")
         if not 1 <= credit <= MAX_CREDIT:
             raise ConfigError(f"`credit` is {credit}: give 1 to {MAX_CREDIT}")
         self._endpoint, self._timeout, self._credit, self._limits = endpoint, timeout, credit, limits
+        self._on_generation = on_generation
         self._node = load_public_node(node)
         self._identity = load_identity(identity)
         self._subscriber = Subscriber(
@@ -357,6 +372,8 @@ class AsyncSubscription:
                 case KeyNotFetched(key_id):
                     if (asked := self._fetching.get(key_id)) is not None and not asked.done():
                         asked.set_result(None)
+                case GenerationChange():
+                    self._change(outcome)
                 case Refusal(reason):
                     self._fail(AccessDeniedError(f"node {self._node.name} refuses {self._identity.name}: {reason}"))
 
@@ -383,6 +400,17 @@ class AsyncSubscription:
         else:
             self._arrived.append(key)
             self._wake()
+
+    def _change(self, change: GenerationChange) -> None:
+        try:
+            self._on_generation(change)
+        except Exception as error:
+            self._subscriber.hesitate()
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "on_generation failed", "exception": error})
+            return
+        if change.what == "offered":
+            self._apply(self._subscriber.accept(change.number, time.monotonic()))
 
     def _send(self, frame: bytes) -> None:
         if self._dialler is not None and self._dialler.connected:
@@ -558,12 +586,13 @@ def subscribe(
     timeout: float | None = None,
     pushed: bool = True,
     on_ended: Callable[[EndedKeys], None] | None = None,
+    on_generation: Callable[[GenerationChange], None] = lambda change: None,
 ) -> Subscription:
     """Subscribe to keys shared with the application `remote` by way of `link`; see the package's example.
 
     At most `credit` keys are sent ahead of their acknowledgement. Without `pushed` only keys come that are fetched by
     their ids. `on_ended` is called, in a thread of the subscription, with keys that are out of use since they were
-    given. The errors are those of AsyncSubscription.
+    given, `on_generation` there too. It and the errors are those of AsyncSubscription.
     """
     return Subscription(
         AsyncSubscription(
@@ -577,5 +606,6 @@ def subscribe(
             timeout=timeout,
             pushed=pushed,
             on_ended=on_ended,
+            on_generation=on_generation,
         )
     )

@@ -20,6 +20,7 @@ from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
+from qkdnode.control import rotations
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.control.receipts import destruction_receipt
@@ -55,6 +56,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.RevokeKeys: Action.KEYS_REVOKE,
     wire.CompromiseScope: Action.KEYS_REVOKE,
     wire.Scopes: Action.KEYS_READ,
+    wire.RotateKeys: Action.KEYS_ROTATE,
+    wire.GiveUpRotations: Action.KEYS_ROTATE,
+    wire.Rotations: Action.KEYS_READ,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -311,6 +315,19 @@ class Desk:
     async def _scopes(self, _: wire.Scopes, __: Operator) -> Answer:
         return wire.ScopeList(scopes=tuple(map(_scope, await self._ask(scopes.Scopes()))))
 
+    async def _rotate(self, request: wire.RotateKeys, operator: Operator) -> Answer:
+        answer = await rotations.begin(self._ask, request, operator.name)
+        self._port.rotated()
+        return answer
+
+    async def _give_up(self, request: wire.GiveUpRotations, _: Operator) -> Answer:
+        answer = await rotations.give_up(self._ask, request)
+        self._port.rotated()
+        return answer
+
+    async def _rotations(self, request: wire.Rotations, _: Operator) -> Answer:
+        return await rotations.listed(self._ask, request)
+
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
 
@@ -454,6 +471,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.RevokeKeys: Desk._revoke,
     wire.CompromiseScope: Desk._compromise,
     wire.Scopes: Desk._scopes,
+    wire.RotateKeys: Desk._rotate,
+    wire.GiveUpRotations: Desk._give_up,
+    wire.Rotations: Desk._rotations,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,
@@ -536,6 +556,12 @@ def _particulars(request: Request) -> Details:
             return {"entry": position}
         case wire.RewrapKeys(to=to):
             return {"wrap": to}
+        case wire.RotateKeys(local=local, remote=remote, link=link, note=note):
+            chosen = {"local": local, "remote": remote, "link": link, "note": note}
+            return {name: value for name, value in chosen.items() if value}
+        case wire.GiveUpRotations(local=local, remote=remote, link=link):
+            given: Details = {"give_up": True, "local": local, "remote": remote, "link": link}
+            return {name: value for name, value in given.items() if value}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote):

@@ -34,6 +34,7 @@ class NodePort(msgspec.Struct, frozen=True):
     decoy: Callable[[str, str], None]  # who has asked for one, and how
     acknowledge: Callable[[str, str, str], Awaitable[bool]]  # code, subject, by
     revoked: Callable[[tuple[str, ...]], None]  # keys were; on these links all of a scope: neighbours are told at once
+    rotated: Callable[[], None]  # rotations were begun or given up: neighbours are told
     pause: Callable[[str, str], Awaitable[bool]]  # link, by
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns

@@ -1,6 +1,8 @@
 """The tables of a key's life as text for the documentation: `python -m qkdnode.lifecycle.drawing`."""
 
 from qkdnode.lifecycle.reasons import CODES, COMPROMISES
+from qkdnode.lifecycle.rotation import PHASES
+from qkdnode.lifecycle.rotation import WAYS as ROTATION_WAYS
 from qkdnode.lifecycle.states import STAGES, STEPS, WAYS, Stage, State, after, state_of, steps
 
 
@@ -43,9 +45,33 @@ def reasons() -> str:
     return "\n".join(lines)
 
 
+def phases() -> str:
+    """The phases of a rotation, and what is released and cut in each."""
+    lines = [
+        "| phase | released of the old | of the new | cut | told to the other end by | what it is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for phase, its in PHASES.items():
+        tellers, new = ", ".join(its.tellers) or "nobody", "yes" if its.releases_new else "no"
+        lines.append(f"| {phase} | {its.releases_old} | {new} | {its.cuts} | {tellers} | {its.meaning} |")
+    return "\n".join(lines)
+
+
+def rotation_ways() -> str:
+    """The ways between the phases of a rotation."""
+    lines = [
+        "| from | to | who | what must have happened here | the other end is at least |",
+        "|---|---|---|---|---|",
+    ]
+    for way in ROTATION_WAYS:
+        cells = (way.start, way.end, way.role or "both", way.fact or "", way.peer or "")
+        lines.append("| " + " | ".join(cells).replace("|  |", "| |") + " |")
+    return "\n".join(lines).replace("|  |", "| |")
+
+
 def _node(state: State) -> str:
     return state.replace("-", "").replace(" ", "")
 
 
 if __name__ == "__main__":
-    print(f"```mermaid\n{diagram()}\n```\n\n{stages()}\n\n{reasons()}")
+    print(f"```mermaid\n{diagram()}\n```\n\n{stages()}\n\n{reasons()}\n\n{phases()}\n\n{rotation_ways()}")

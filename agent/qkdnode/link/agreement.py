@@ -18,10 +18,19 @@ from qkdnode.errors import (
 )
 from qkdnode.ids import ALICE, Association, KeyId
 from qkdnode.lifecycle.reasons import COMPROMISES
+from qkdnode.lifecycle.rotation import PATIENCE_NS, STOCK_PATIENCE_NS, WAITS_FOR, Fact, Phase
 from qkdnode.link.surroundings import Surroundings
 from qkdnode.vault import requests as ask
 from qkdnode.vault.retirement import FollowRetired
 from qkdnode.vault.revocations import FollowRevoked, RevocationsUnconfirmed
+from qkdnode.vault.rotations import (
+    AdvanceRotations,
+    FollowRotation,
+    GenerationPrepared,
+    GiveUpRotation,
+    RotationMessage,
+    RotationState,
+)
 from qkdnode.vault.scopes import FollowCompromise
 from qkdnode.wire.messages import (
     ACCEPTED,
@@ -37,12 +46,17 @@ from qkdnode.wire.messages import (
     Message,
     Received,
     RevocationsWaiting,
+    RotationGivenUp,
+    RotationProposed,
+    RotationStands,
+    RotationWanted,
     Settled,
     Subscription,
 )
 
 ALLOCATE_AT_MOST = 1_024
 IDLE_S = 1.0  # how often to look again without being woken
+ROTATING_S = 0.1  # and while old keys run out
 RETRY_S = 0.5  # after a NOT_SETTLED
 DECOYS_AGAIN_S = 60.0  # after there was no stock for them
 DENIED_S = 60.0  # no key is cut for who was denied some, until then or until the peer says something new of them
@@ -110,6 +124,9 @@ class Agreement:
         self._revocations_sent = True
         self._revocations_there = 0  # of this end, not journalled there when it was told last
         self._revocations_here: int | None = None  # of the peer, not journalled here; None until it says so
+        self._rotating = True  # a rotation may be on the way
+        self._rotations: dict[tuple[str, str], RotationState] = {}  # as they were seen last
+        self._warned: dict[tuple[str, str], int] = {}  # of rotations that wait, for so many minutes
         self.peer_drained = False
 
     @property
@@ -133,6 +150,7 @@ class Agreement:
         self._sent_up_to = -1
         self._told.clear()
         self._cut_for.clear()
+        self._rotating = True
         self._link.spawn(self._announce_ready())
         self.revoked()
 
@@ -145,6 +163,11 @@ class Agreement:
     def revoked(self) -> None:
         """Keys were revoked here: tell the peer before all else."""
         self._revocations_sent = False
+        self.wake()
+
+    def rotated(self) -> None:
+        """A rotation was begun, given up or gone on with here."""
+        self._rotating = True
         self.wake()
 
     def subscribed(self, subscription: LocalSubscription) -> None:
@@ -181,6 +204,7 @@ class Agreement:
                     if not self._revocations_sent:
                         await self._send_revocations()
                     entitlements = await self._announce_subscriptions()
+                    await self._rotate(entitlements)
                     await self._allocate(entitlements)
                     await self._send_outbox()
                     if self._link.around.monotonic_ns() - self._announced_ns > RESEND_S * 1e9:
@@ -194,11 +218,16 @@ class Agreement:
         """What the peer has sent, at most as much as is handled at once; nothing when woken or after a while."""
         taken: list[Message | None] = []
         with suppress(TimeoutError):
-            async with asyncio.timeout(GATHER_S if self._room_since else IDLE_S):  # wait_for may swallow a cancellation
+            async with asyncio.timeout(self._pause_s()):  # wait_for may swallow a cancellation
                 taken.append(await self._inbox.get())
             while not self._inbox.empty() and len(taken) < MESSAGES_AT_ONCE:
                 taken.append(self._inbox.get_nowait())
         return [message for message in taken if message is not None]
+
+    def _pause_s(self) -> float:
+        if self._room_since:
+            return GATHER_S
+        return ROTATING_S if any(its.phase is Phase.CUT for its in self._rotations.values()) else IDLE_S
 
     async def _handle(self, messages: list[Message]) -> None:
         """Handle messages in order; those of one kind that follow one another together, so that they share a sync."""
@@ -325,26 +354,34 @@ class Agreement:
                 return
             allowed = min(local.credit, remote.credit) // 2 or 1
             room = min(allowed - its.outstanding, its.room, ALLOCATE_AT_MOST)
-            if not self._is_time(key, room, allowed):
-                continue
-            try:
-                with self._link.around.draw(16 * room) as ids, memoryview(ids) as view:
-                    entropy = view.tobytes()
-                await self._ask(
-                    ask.AllocateKeys(
-                        association=local.association, count=room, size_bits=local.size_bits, entropy=entropy
-                    )
+            if self._is_time(key, room, allowed) and not await self._cut(local, room, its.generation):
+                return
+
+    async def _cut(self, local: LocalSubscription, count: int, generation: int) -> bool:
+        """Cut keys of a generation from this end's half; whether it makes sense to go on with others."""
+        try:
+            with self._link.around.draw(16 * count) as ids, memoryview(ids) as view:
+                entropy = view.tobytes()
+            await self._ask(
+                ask.AllocateKeys(
+                    association=local.association,
+                    count=count,
+                    size_bits=local.size_bits,
+                    entropy=entropy,
+                    generation=generation,
                 )
-            except OutOfStockError:
-                self._in_stock = False
-                return
-            except PolicyDeniedError:
-                continue  # the policy was switched since it was asked: what it says now is told in the next round
-            except EntropyShortError:
-                return
-            except NoEntropyError as error:
-                self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
-                return
+            )
+        except OutOfStockError:
+            self._in_stock = False
+            return False
+        except PolicyDeniedError:
+            return True  # the policy was switched since it was asked: what it says now is told in the next round
+        except EntropyShortError:
+            return False
+        except NoEntropyError as error:
+            self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
+            return False
+        return True
 
     async def _keep_decoys(self, local: LocalSubscription, its: ask.Entitlement) -> bool:
         """Cut decoys that are missing, end old ones; whether there are random numbers and stock for more."""
@@ -382,6 +419,79 @@ class Agreement:
             return False
         del self._room_since[key]
         return True
+
+    # --- rotation --------------------------------------------------------------------------------------------------
+
+    async def _rotate(self, entitlements: Mapping[tuple[str, str], ask.Entitlement]) -> None:
+        """Look after the rotations that are on the way; whoever is supplied hears of each that has gone on."""
+        if not self._rotating:
+            return
+        self._rotating = False  # or again, by whoever begins one meanwhile
+        states: tuple[RotationState, ...] = await self._ask(AdvanceRotations(link=self._link.name))
+        self._rotating = self._rotating or bool(states)
+        now = {(state.association.local, state.association.remote): state for state in states}
+        for key in self._rotations.keys() - now.keys():
+            self._link.around.clear("ROTATION", str(Association(*key, self._link.name)))
+            self._tell(Association(*key, self._link.name))
+        before, self._rotations = self._rotations, now
+        for key, state in now.items():
+            if state.phase is Phase.AGREED:
+                state = self._rotations[key] = await self._prepare(state, key, entitlements)
+            if key not in before or before[key].phase is not state.phase:
+                self._tell(state.association)
+            self._watch(state)
+
+    def _tell(self, association: Association) -> None:
+        self._link.around.notify_rotation(association)
+        self._link.around.notify_supply(association.local)
+
+    async def _prepare(
+        self, state: RotationState, key: tuple[str, str], entitlements: Mapping[tuple[str, str], ask.Entitlement]
+    ) -> RotationState:
+        """Cut this end's part of the next generation's first keys, before any of the present one's.
+
+        They are half of what may be outstanding, so that none is lacking while others are cut after the change.
+        """
+        local, remote, its = self._local.get(key), self._remote.get((key[1], key[0])), entitlements.get(key)
+        if local is None or remote is None or its is None or not (local.connected and remote.connected):
+            return state
+        is_denied = self._link.around.monotonic_ns() < self._denied.get(key, 0)
+        if not self._allocating or is_denied or _disagreement(local, its, remote) is not None:
+            return state
+        quota = its.room + its.outstanding + state.outstanding
+        wanted = max(1, min(local.credit // 4, remote.credit // 4, quota // 2))
+        if state.prepared >= wanted:
+            prepared: RotationState = await self._ask(GenerationPrepared(association=state.association, keys=wanted))
+            return prepared
+        room = min(wanted - state.outstanding, its.room, ALLOCATE_AT_MOST)
+        if room > 0 and self._in_stock and not self._link.starved:
+            await self._cut(local, room, state.number)
+        if not self._in_stock and state.now_ns - state.phase_ns >= STOCK_PATIENCE_NS:
+            await self._ask(GiveUpRotation(association=state.association, reason="out of stock"))
+        return state
+
+    def _watch(self, state: RotationState) -> None:
+        fact, key = WAITS_FOR.get(state.phase), (state.association.local, state.association.remote)
+        waited_ns = state.now_ns - state.phase_ns
+        if fact is None or waited_ns < PATIENCE_NS or self._warned.get(key) == waited_ns // PATIENCE_NS:
+            return
+        self._warned[key] = waited_ns // PATIENCE_NS
+        what = (
+            f"application {state.association.local} has not accepted it"
+            if fact is Fact.ACKNOWLEDGED
+            else "its first keys are not there: an application is away, or stock is short"
+        )
+        detail = f"generation {state.number} has waited for {waited_ns // 10**9} s: {what}"
+        self._link.around.alarm("ROTATION", str(state.association), detail)
+
+    async def _on_rotation(self, messages: Sequence[RotationMessage]) -> None:
+        answers = await self._ask_each(FollowRotation(link=self._link.name, message=message) for message in messages)
+        heard = [message.notice for message, answer in zip(messages, answers, strict=True) if answer is True]
+        if heard:
+            self._link.send_soon(Received(tuple(heard)))
+        self._rotating = True
+
+    # --- the outbox ------------------------------------------------------------------------------------------------
 
     async def _send_outbox(self) -> None:
         now = self._link.around.monotonic_ns()
@@ -522,6 +632,10 @@ HANDLERS: dict[type[Message], Callable[[Agreement, Any], Awaitable[None]]] = {
     KeysRetired: Agreement._on_retired,
     Compromised: Agreement._on_compromised,
     RevocationsWaiting: Agreement._on_revocations_waiting,
+    RotationWanted: Agreement._on_rotation,
+    RotationProposed: Agreement._on_rotation,
+    RotationStands: Agreement._on_rotation,
+    RotationGivenUp: Agreement._on_rotation,
     Subscription: Agreement._on_subscription,
     Goodbye: Agreement._on_goodbye,
 }

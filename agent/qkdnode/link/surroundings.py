@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer
 
 
@@ -21,3 +22,4 @@ class Surroundings(msgspec.Struct, frozen=True):
     log: Any
     # What is known of devices and of the software, for the records of Batches that they make.
     origins: Callable[[tuple[str, ...]], dict[str, str]] = lambda devices: {}
+    notify_rotation: Callable[[Association], None] = lambda association: None  # it has gone on

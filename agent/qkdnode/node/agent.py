@@ -30,6 +30,7 @@ from qkdnode.node.links import KEY_CLASS, NodeLink, in_loop, open_link
 from qkdnode.node.policy import NodePolicy
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import load_applications
+from qkdnode.node.rotations import RotationWatch
 from qkdnode.node.service_manager import ServiceManager
 from qkdnode.node.upkeep import Care, move_rows, retire
 from qkdnode.node.vigil import Vigil
@@ -83,6 +84,7 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._caring: asyncio.Task[None] | None = None
+        self._rotating: asyncio.Task[None] | None = None
         self._timing: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._vigilant: asyncio.Task[None] | None = None
@@ -161,6 +163,7 @@ class Agent:
                 ask_vault=self.ask,
                 draw=self._entropy.draw,
                 notify_supply=self._notify_supply,
+                notify_rotation=self._notify_rotation,
                 on_refused=partial(self._refused, section.name),
                 recorder=self._recorder,
                 log=self._log,
@@ -194,6 +197,15 @@ class Agent:
         self._moving = asyncio.create_task(move_rows(self.ask, self._recorder.alarm), name="rows")
         care = Care(self.ask, self._recorder.alarm, lambda: self._world.monotonic_ns() / 1e9)
         self._caring = asyncio.create_task(care.run(), name="care")
+        rotations = RotationWatch(
+            world=self._world,
+            recorder=self._recorder,
+            links=self._links,
+            algorithms=self._algorithms,
+            qrngs=lambda: tuple(qrng.serial for qrng in self._config.qrng),
+            ask=self.ask,
+        )
+        self._rotating = asyncio.create_task(rotations.run(), name="rotations")
         details = {"version": __version__, "memory": locked_mode() or ""}
         self._recorder.record("node.started", self._config.node.name, details)
         self._started = True
@@ -252,7 +264,8 @@ class Agent:
     def _helpers(self) -> tuple[asyncio.Task[None] | None, ...]:
         """What runs beside the links for as long as the node runs."""
         return (
-            self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._timing, self._retiring
+            self._vigilant, self._rechecking, self._comparing, self._moving, self._caring, self._timing, self._retiring,
+            self._rotating,
         )  # fmt: skip
 
     async def _drain(self) -> None:
@@ -330,6 +343,7 @@ class Agent:
             record=self._recorder.record_access,
             key_class=KEY_CLASS,
             on_delivered=self._delivered,
+            on_acknowledged=self._acknowledged,
             may_release=self._may_release,
             peer_reachable=self._is_current,
             on_decoy=partial(self._recorder.alarm, AlarmCode.DECOY),
@@ -499,6 +513,16 @@ class Agent:
         link = self._links.get(association.source)
         if link is not None:
             link.link.agreement.wake()
+
+    def _acknowledged(self, association: Association) -> None:
+        """An application is ready for a generation: the neighbour is told."""
+        link = self._links.get(association.source)
+        if link is not None:
+            link.link.agreement.rotated()
+
+    def _notify_rotation(self, association: Association) -> None:
+        if self._supply is not None:
+            self._supply.rotated(association)
 
     def _retired(self, links: tuple[str, ...]) -> None:
         """Timers have ended keys of these links: the neighbours are told."""

@@ -149,6 +149,7 @@ class NodeControl:
             decoy=lambda subject, detail: self._recorder.alarm(AlarmCode.DECOY, subject, detail),
             acknowledge=self.acknowledge,
             revoked=self.revoked,
+            rotated=self.rotated,
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -280,6 +281,11 @@ class NodeControl:
             )
         for link in self._node.links.values():
             link.link.agreement.revoked()
+
+    def rotated(self) -> None:
+        """Rotations were begun or given up: every link looks after its own."""
+        for link in self._node.links.values():
+            link.link.agreement.rotated()
 
     async def pause(self, name: str, by: str) -> bool:
         """Distil no more on a link, durably."""

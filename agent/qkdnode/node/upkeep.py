@@ -12,6 +12,7 @@ from qkdnode.errors import VaultError
 from qkdnode.vault.epochs import EndEpoch, MoveDataKeys
 from qkdnode.vault.readback import ReadBack, ReadBackState
 from qkdnode.vault.retirement import Retired, RetireKeys
+from qkdnode.vault.rotations import EndGenerations
 from qkdnode.vault.scopes import MoveRows
 from qkdnode.vault.scrub import Scrub, ScrubState
 from qkdnode.watch.alarms import AlarmCode
@@ -28,10 +29,11 @@ PAUSE_S = 0.02  # between pages, so that others are served: a page takes some mi
 
 
 async def move_rows(ask: Callable[[Any], Awaitable[Any]], alarm: Callable[[str, str, str], None]) -> None:
-    """Move rows behind the scopes of compromises for as long as the node runs."""
+    """Move rows behind the scopes of compromises and behind generations that are over, for as long as the node runs."""
     while True:
         try:
             some_are_left: bool = await ask(MoveRows())
+            some_are_left = await ask(EndGenerations()) or some_are_left
         except VaultError as error:
             alarm(error.code, "vault", str(error))
             some_are_left = False

@@ -24,6 +24,11 @@ from qkdnode.wire.supply import (
     FetchLater,
     FromApplication,
     FromNode,
+    GenerationAccepted,
+    GenerationCurrent,
+    GenerationNoted,
+    GenerationOffered,
+    GenerationWithdrawn,
     KeysEnded,
     NotFetched,
     Open,
@@ -88,6 +93,13 @@ class EndingsNoted(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...]
 
 
+class GenerationTaken(msgspec.Struct, frozen=True):
+    """The application is ready for a generation that it was offered: journal it, or offer it again."""
+
+    association: Association
+    number: int
+
+
 class SubscriptionEnded(msgspec.Struct, frozen=True):
     """The subscription is over; keys that were not acknowledged are sent anew to the next one."""
 
@@ -114,6 +126,7 @@ Outcome = (
     | KeysAcknowledged
     | NotSent
     | EndingsNoted
+    | GenerationTaken
     | SubscriptionEnded
     | OpenRefused
     | Discarded
@@ -135,6 +148,14 @@ class Told(msgspec.Struct):
     pause_s: float
 
 
+class Telling(msgspec.Struct):
+    """What an application is told of generations until it answers."""
+
+    body: GenerationOffered | GenerationCurrent
+    due_s: float
+    pause_s: float
+
+
 class Subscription(msgspec.Struct):
     """What one connection is supplied with, and what it has not yet acknowledged."""
 
@@ -147,6 +168,10 @@ class Subscription(msgspec.Struct):
     pushes: bool = True  # keys are sent unasked
     withdrawn: dict[KeyId, Sent] = msgspec.field(default_factory=dict)  # sent, and out of use before an acknowledgement
     notices: dict[int, Told] = msgspec.field(default_factory=dict)  # of ended keys, told and not noted
+    offered: Telling | None = None  # a generation
+    current: Telling | None = None
+    promised: int = 0  # the generation that it was offered last, until that is supplied or withdrawn
+    known: int = 1  # the generation that it was told to be the one
 
     @property
     def room(self) -> int:
@@ -217,13 +242,16 @@ class Attendant:
             raise LocalProtocolError(f"these {count} keys are not for this subscription of {self.application.name}")
         size = deliveries[0].size_bits if deliveries else 0
         fits = len(material) * 8 == size * count and all(one.size_bits == size for one in deliveries)
+        if len({one.generation for one in deliveries}) > 1:
+            raise LocalProtocolError(f"these {count} keys are of several generations: a message has those of one")
         if not fits or not 1 <= count <= keys_in_a_message(size):
             raise LocalProtocolError(f"{len(material)} bytes are not {count} keys of {size} bits for one message")
         earlier = [subscription.sent.get(one.key_id) for one in deliveries]
         if subscription.room < earlier.count(None):
             raise LocalProtocolError(f"{self.application.name} has no credit left")
         ids = [one.key_id for one in deliveries]
-        frame = self._seal(keys_body(ids, subscription.association, size, self._key_class), material)
+        body = keys_body(ids, subscription.association, size, self._key_class, deliveries[0].generation)
+        frame = self._seal(body, material)
         for one, before in zip(deliveries, earlier, strict=True):
             pause = self._resend_s if before is None else min(2 * before.pause_s, RESEND_MAX_S)
             subscription.sent[one.key_id] = Sent(one, now_s + pause, pause)
@@ -259,6 +287,47 @@ class Attendant:
             if sent := self.subscription.settling.pop(key_id, None):
                 sent.due_s = now_s + sent.pause_s
                 self.subscription.sent[key_id] = sent
+
+    def tell_generations(self, current: int, coming: int, is_offered: bool, now_s: float) -> list[bytes]:
+        """Which generation is supplied, which is to come (0: none), and whether it waits for the application's answer:
+        frames to send for what is new in that."""
+        subscription = self.subscription
+        if subscription is None:
+            return []
+        frames = []
+        if subscription.promised not in (0, coming):
+            if subscription.promised > current:
+                frames.append(self._seal(GenerationWithdrawn(subscription.promised)))
+            subscription.promised, subscription.offered = 0, None
+        if not is_offered:
+            subscription.offered = None
+        elif subscription.offered is None:
+            subscription.promised = coming
+            subscription.offered = Telling(GenerationOffered(coming, current), now_s + self._resend_s, self._resend_s)
+            frames.append(self._seal(subscription.offered.body))
+        if current > subscription.known:
+            subscription.known = current
+            subscription.current = Telling(GenerationCurrent(current), now_s + self._resend_s, self._resend_s)
+            frames.append(self._seal(subscription.current.body))
+        return frames
+
+    def offer_again(self, now_s: float) -> None:
+        """That the application has accepted could not be journalled: it is offered again when due."""
+        if self.subscription is not None and self.subscription.offered is not None:
+            offered = self.subscription.offered
+            offered.due_s = now_s + offered.pause_s
+
+    def tell_again(self, now_s: float) -> list[bytes]:
+        """Frames to send again, as the application has not answered them."""
+        if self.subscription is None:
+            return []
+        frames = []
+        for telling in (self.subscription.offered, self.subscription.current):
+            if telling is not None and telling.due_s <= now_s:
+                telling.pause_s = min(2 * telling.pause_s, RESEND_MAX_S)
+                telling.due_s = now_s + telling.pause_s
+                frames.append(self._seal(telling.body))
+        return frames
 
     def forget(self, key_id: KeyId) -> None:
         """A sent key is no longer supplied (revoked or expired); that the application has it may still be said."""
@@ -352,6 +421,8 @@ class Attendant:
                 return self._fetch(body)
             case EndedNoted():
                 return self._note(body)
+            case GenerationAccepted() | GenerationNoted():
+                return self._answered(body)
             case Unsubscribe():
                 return self._end("unsubscribed")
             case Alive():
@@ -375,6 +446,21 @@ class Attendant:
         ended = self._end("replaced by another subscription") if changed else []
         pushes = isinstance(body, Subscribe)
         return [*ended, SubscriptionWanted(association, body.size_bits, body.credit, pushes)]
+
+    def _answered(self, body: GenerationAccepted | GenerationNoted) -> list[Outcome]:
+        """An answer that is late, or comes again, is no surprise; only what is offered is taken."""
+        subscription = self.subscription
+        if subscription is None:
+            return self._discard("an answer about generations without a subscription")
+        if isinstance(body, GenerationNoted):
+            if subscription.current is not None and subscription.current.body.number == body.number:
+                subscription.current = None
+            return []
+        offered = subscription.offered
+        if offered is None or offered.body.number != body.number:
+            return []
+        offered.due_s = float("inf")  # until it is journalled, or could not be
+        return [GenerationTaken(subscription.association, body.number)]
 
     def _acknowledge(self, body: Acknowledge) -> list[Outcome]:
         if self.subscription is None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, Self
 
 import msgspec
@@ -16,11 +17,13 @@ from qkdnode.channel.session import DrawInto
 from qkdnode.channel.socket import Limits
 from qkdnode.errors import ChannelError, VaultDamagedError, VaultError
 from qkdnode.ids import Association, KeyId
+from qkdnode.lifecycle.rotation import Phase
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.supply.protocol import (
     Attendant,
     Discarded,
     EndingsNoted,
+    GenerationTaken,
     KeysAcknowledged,
     KeysWanted,
     NotSent,
@@ -36,6 +39,7 @@ from qkdnode.vault.decoys import Suspects, WhichDecoys
 from qkdnode.vault.endings import Ended, EndedKeys, EndedNoted, HadBefore
 from qkdnode.vault.fetches import FetchedKeys, FetchKeys
 from qkdnode.vault.requests import ApplicationOutbox, Caller, Delivery, KeysDelivered, OpenedKeys, OpenKeys, Request
+from qkdnode.vault.rotations import GenerationAcknowledged, RotationState, ShowRotation
 from qkdnode.wire.supply import MAX_CREDIT, MAX_IDS, MAX_SUPPLY_BYTES, keys_in_a_message
 
 DOMAIN = "qkdnode.supply"
@@ -94,6 +98,7 @@ class Connection:
         self.delivering: asyncio.Task[None] | None = None
         self.waiting: list[Delivery] = []
         self.after = 0
+        self.generations = True  # the vault is to be asked how they stand
 
     @property
     def application(self) -> str:
@@ -106,6 +111,7 @@ class SupplyServer:
 
     `ask` is the vault. `decide(association, size_bits)` gives the reason to refuse a subscription, or None.
     `may_release` says whether keys of an association may go out now: what the neighbour has revoked is known first.
+    `on_acknowledged` is told when an application's word that it is ready for a generation is journalled.
     `peer_reachable` is told to the vault with every request to open keys.
     `on_subscription` is told when one begins, changes and ends, `on_delivered` when acknowledgements of its keys are
     journalled, so that the neighbour hears of them; `on_decoy` of who has asked for a decoy, and how. `record`
@@ -125,6 +131,7 @@ class SupplyServer:
         record: Record,
         key_class: str,
         on_delivered: Callable[[Association], None] = lambda association: None,
+        on_acknowledged: Callable[[Association], None] = lambda association: None,
         may_release: Callable[[Association], bool] = lambda association: True,
         peer_reachable: Callable[[Association], bool] = lambda association: True,
         on_decoy: Callable[[str, str], None] = lambda subject, detail: None,
@@ -136,6 +143,7 @@ class SupplyServer:
         self._ask, self._draw_into, self._decide = ask, draw_into, decide
         self._on_subscription, self._record, self._on_delivered = on_subscription, record, on_delivered
         self._may_release, self._peer_reachable, self._on_decoy = may_release, peer_reachable, on_decoy
+        self._on_acknowledged = on_acknowledged
         self._key_class, self._lapse_s, self._resend_s, self._limits = key_class, lapse_s, resend_s, limits
         self._connections: dict[bytes, Connection] = {}
         self._statistics = SupplyStatistics()
@@ -214,6 +222,16 @@ class SupplyServer:
         """The application's outbox may have new rows."""
         for connection in self._connections.values():
             if connection.application == application:
+                connection.wanted.set()
+
+    def rotated(self, association: Association) -> None:
+        """A rotation has gone on: applications are told, and an outbox is read from its start."""
+        for connection in self._connections.values():
+            held = connection.attendant.subscription
+            if held is not None and held.association == association:
+                connection.generations = True
+                connection.after = 0
+                connection.waiting.clear()
                 connection.wanted.set()
 
     async def drain(self, timeout_s: float) -> bool:
@@ -310,6 +328,8 @@ class SupplyServer:
                 case NotSent(key_ids):
                     self._statistics.keys_not_sent += len(key_ids)
                     self._run(self._look_for_decoys(connection, key_ids))
+                case GenerationTaken(association, number):
+                    self._run(self._accept(connection, association, number))
                 case SubscriptionEnded(association, reason):
                     self._end(connection, association, reason)
                 case OpenRefused(reason):
@@ -344,6 +364,7 @@ class SupplyServer:
             details: Details = {"to": str(wanted.association), "size_bits": wanted.size_bits, "credit": wanted.credit}
             self._tell(connection, "subscribe", "granted", details, throttled=False)
             connection.after = 0
+            connection.generations = True
             connection.waiting.clear()
             connection.delivering = self._run(self._deliver(connection))
         connection.wanted.set()
@@ -375,6 +396,7 @@ class SupplyServer:
             connection.wanted.clear()
             try:
                 await self._tell_endings(connection)
+                await self._tell_generations(connection)
                 again = attendant.due(time.monotonic()) if self._releases(connection) else []
                 await self._send_keys(connection, again, again=True)
                 while (fresh := await self._next_rows(connection)) and attendant.subscription is not None:
@@ -410,6 +432,38 @@ class SupplyServer:
         fresh, connection.waiting = connection.waiting[:count], connection.waiting[count:]
         return fresh
 
+    async def _tell_generations(self, connection: Connection) -> None:
+        """Tell the application what is new of generations, and again what it has not answered."""
+        attendant, subscription = connection.attendant, connection.attendant.subscription
+        if subscription is None:
+            return
+        frames = attendant.tell_again(time.monotonic())
+        if connection.generations:
+            connection.generations = False
+            try:
+                state: RotationState = await self._ask(ShowRotation(association=subscription.association))
+            except VaultError:
+                connection.generations = True
+                raise
+            if attendant.subscription is not subscription:
+                return
+            is_offered = state.phase is Phase.OFFERED
+            frames += attendant.tell_generations(state.current, state.number, is_offered, time.monotonic())
+        for frame in frames:
+            self._send(connection, frame)
+
+    async def _accept(self, connection: Connection, association: Association, number: int) -> None:
+        """Journal that an application is ready for a generation."""
+        try:
+            await self._ask(GenerationAcknowledged(association=association, number=number))
+        except VaultError as error:
+            self._statistics.failed_records += 1
+            self._tell(connection, "generation", "failed", {"reason": str(error)})
+            connection.attendant.offer_again(time.monotonic())
+            return
+        self._on_acknowledged(association)
+        self.rotated(association)
+
     def _releases(self, connection: Connection) -> bool:
         subscription = connection.attendant.subscription
         return subscription is not None and self._may_release(subscription.association)
@@ -417,9 +471,8 @@ class SupplyServer:
     async def _send_keys(self, connection: Connection, rows: list[Delivery], *, again: bool) -> bool:
         """Send what the vault opens; whether that was all. From what it did not open on, the outbox is read again."""
         attendant, all_opened = connection.attendant, True
-        together = keys_in_a_message(rows[0].size_bits) if rows else 1
-        for start in range(0, len(rows), together):
-            part = {row.key_id: row for row in rows[start : start + together]}
+        for some in _messages(rows):
+            part = {row.key_id: row for row in some}
             opened = await self._open(connection, tuple(part))
             held = [part.pop(key_id) for key_id in opened.key_ids] if opened is not None else []
             if again and part:
@@ -534,21 +587,21 @@ class SupplyServer:
         with opened.material as material, memoryview(material) as view:
             if attendant.subscription is not subscription:
                 return []
-            size, together = opened.size_bits // 8, keys_in_a_message(opened.size_bits)
-            rows, places, room = list[Delivery](), list[int](), subscription.room
+            size, room = opened.size_bits // 8, subscription.room
+            rows, places = list[Delivery](), dict[KeyId, int]()
             for place, delivery in enumerate(fetched.deliveries):
                 known = delivery.key_id in subscription.sent
                 if delivery.key_id in subscription.settling or (not known and room <= 0):
                     continue
                 room -= not known
                 rows.append(delivery)
-                places.append(place)
-            for start in range(0, len(rows), together):
-                chosen = places[start : start + together]
-                with SecretBuffer(size * len(chosen)) as part, memoryview(part) as into:
-                    for i, place in enumerate(chosen):
+                places[delivery.key_id] = place
+            for some in _messages(rows):
+                with SecretBuffer(size * len(some)) as part, memoryview(part) as into:
+                    for i, row in enumerate(some):
+                        place = places[row.key_id]
                         into[i * size : (i + 1) * size] = view[place * size : (place + 1) * size]
-                    frame = attendant.send_keys(rows[start : start + together], part, time.monotonic())
+                    frame = attendant.send_keys(some, part, time.monotonic())
                 self._send(connection, frame)
             self._statistics.keys_sent += len(rows)
             return [row.key_id for row in rows]
@@ -662,3 +715,12 @@ class SupplyServer:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
         return task
+
+
+def _messages(rows: list[Delivery]) -> Iterator[list[Delivery]]:
+    """Rows of one size as messages carry them: of one generation each."""
+    for _, group in groupby(rows, lambda row: row.generation):
+        same = list(group)
+        together = keys_in_a_message(same[0].size_bits)
+        for start in range(0, len(same), together):
+            yield same[start : start + together]

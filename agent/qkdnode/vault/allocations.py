@@ -8,7 +8,7 @@ from qkdnode.audit.events import MAX_DETAIL_CHARACTERS, Detail
 from qkdnode.errors import LocalProtocolError, OutOfStockError, VaultError
 from qkdnode.ids import Association, KeyId, binding_digest, other_role
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, decoys, entitlements, keys, marks, outbox, reach, revocations, stock
+from qkdnode.vault import bundles, decoys, entitlements, generations, keys, marks, outbox, reach, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Why
 from qkdnode.vault.entitlements import Allotment
@@ -76,7 +76,11 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     if association is None:
         raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
     link = known_link(store, association.link)
-    ids = _cut(store, request, link, association, entitlements.allot(store, association, count, size))
+    supplied = generations.to_cut(store, association.number)
+    generation = supplied[0] if request.generation is None else request.generation
+    if generation not in supplied:
+        raise LocalProtocolError(f"no keys of generation {generation} of {request.association} are cut now")
+    ids = _cut(store, request, link, association, entitlements.allot(store, association, count, size), generation)
     entitlements.book(store, association, count * size)
     return ids
 
@@ -93,7 +97,8 @@ def keep_decoys(store: Store, request: KeepDecoys) -> tuple[KeyId, ...]:
     allotment, due = entitlements.decoys_due(store, association, size)
     decoys.demand_missing(due, count)
     decoys.end(store, due.old, RENEWED)
-    return _cut(store, request, link, association, allotment, decoy=True) if count else ()
+    generation = generations.to_cut(store, association.number)[0]
+    return _cut(store, request, link, association, allotment, generation, decoy=True) if count else ()
 
 
 def _cut(
@@ -102,6 +107,7 @@ def _cut(
     link: Link,
     association: KnownAssociation,
     allotment: Allotment,
+    generation: int,
     *,
     decoy: bool = False,
 ) -> tuple[KeyId, ...]:
@@ -117,14 +123,14 @@ def _cut(
             packed = b"".join(key.bytes for key in these)
             cut = bundles.Cut(
                 link.link, run.batch, link.role, run.start, size, packed,
-                allotment.key_class, allotment.policy, allotment.binding, decoy,
+                allotment.key_class, allotment.policy, allotment.binding, generation, decoy,
             )  # fmt: skip
             number = bundles.make(store, association, cut, Stage.ALLOCATED, material, own=True).number
             mark = marks.mark_on_the_way(store, number, packed, material, decoy=decoy)
         batch = unpack_batch(run.batch)
         message = Allocate(
             number, association.local, association.remote, batch, run.start, size, packed,
-            allotment.key_class, allotment.agreed, mark,
+            allotment.key_class, allotment.agreed, generation, mark,
         )  # fmt: skip
         outbox.post(store, link.link, number, message)
     return tuple(ids)
@@ -148,6 +154,8 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     if settled is not None and settled.state == PENDING:
         return NOT_SETTLED
     association = _known(store, Association(allocate.remote, allocate.local, link.link))
+    if association is not None and generations.may_come(store, association.number, allocate.generation):
+        return NOT_SETTLED  # its proposal is on the way
     reason, outcome, allotment = _refusal(store, association, allocate, settled, half, end), REFUSED, None
     if association is not None and reason is None:
         judged = entitlements.accept(store, association, allocate)
@@ -170,7 +178,7 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
         decoy = marks.came_as_decoy(allocate.mark, allocate.key_ids, material)
         cut = bundles.Cut(
             link.link, batch, half, allocate.offset_bits, allocate.size_bits, allocate.key_ids,
-            allotment.key_class, allotment.policy, allotment.binding, decoy,
+            allotment.key_class, allotment.policy, allotment.binding, allocate.generation, decoy,
         )  # fmt: skip
         bundles.make(store, association, cut, Stage.READY, material, own=False)
     return ACCEPTED
@@ -226,6 +234,8 @@ def _refusal(
     ids = bundles.split(allocate.key_ids)
     if association is None:
         return "unknown association"
+    if allocate.generation not in generations.to_cut(store, association.number):
+        return f"generation {allocate.generation} is not supplied"
     if batch is None or batch.state != READY:
         return "unknown Batch" if batch is None else f"Batch is {batch.state}"
     if allocate.size_bits not in SIZES_BITS or allocate.offset_bits % 8 or len(allocate.key_ids) % ID_BYTES:

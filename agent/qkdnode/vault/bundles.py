@@ -66,6 +66,7 @@ class Cut(msgspec.Struct, frozen=True):
     key_class: str
     policy: int
     binding: bytes
+    generation: int
     decoy: bool = False
 
 
@@ -114,6 +115,7 @@ def make(
         binding=cut.binding,
         agent=store.node,
         policy=cut.policy,
+        key_generation=cut.generation,
         size_bits=cut.size_bits,
         batch=cut.batch,
         half=cut.half,
@@ -146,6 +148,8 @@ def make(
     store.connection.executemany(
         "INSERT OR IGNORE INTO key_heads VALUES (?, ?)", [(head, number) for head in sorted(heads(ids))]
     )
+    store.tally(f"keys cut of {association.number}/{cut.generation}", len(ids))
+    store.tally(f"bits cut of {association.number}/{cut.generation}", len(ids) * cut.size_bits)
     details: dict[str, Detail] = {
         "association": store.sealing.pseudonym(association.binding),
         "batch": str(unpack_batch(cut.batch)),
@@ -153,6 +157,7 @@ def make(
         "bits": cut.size_bits,
         "class": cut.key_class,
         "policy": cut.policy,
+        "generation": cut.generation,
     }
     return store.create(row, f"key.{stage}", "done", ids, **details)
 

@@ -52,6 +52,7 @@ from qkdnode.vault import (
     receipts,
     retirement,
     revocations,
+    rotations,
     schema,
     scopes,
     scrub,
@@ -79,7 +80,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    holdings, doubts, fetches, decoys, endings, provenance, retirement,
+    holdings, doubts, fetches, decoys, endings, provenance, retirement, rotations,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

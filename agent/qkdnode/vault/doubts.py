@@ -16,7 +16,7 @@ from qkdnode.lifecycle.holdings import STRETCH_BITS, Span, joined, missing_from
 from qkdnode.lifecycle.reasons import Reason
 from qkdnode.lifecycle.repairs import REPAIRS, Standing, Verdict, endings, verdict
 from qkdnode.lifecycle.states import LETTERS, STAGE_OF_LETTER, Stage, Step, after
-from qkdnode.vault import bundles, holdings, outbox, reach, retirement, revocations, stock
+from qkdnode.vault import bundles, generations, holdings, outbox, reach, retirement, revocations, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.holdings import BUNDLES, SPANS, UNSETTLED, USABLE, Waiting
@@ -223,7 +223,9 @@ class _Case:
                 self._judge(mine, theirs)
 
     def _is_moving(self, mine: Bundle) -> bool:
-        """Whether a compromise is about to reach its keys."""
+        """Whether a compromise or a rotation is about to reach its keys."""
+        if generations.is_moving(self._store, mine):
+            return True
         scope = reach.scope_of_bundle(self._store, mine)
         return scope is not None and bool(scope.moving)
 

@@ -27,7 +27,7 @@ from qkdnode.lifecycle.policy.decision import (
 )
 from qkdnode.lifecycle.policy.document import SECOND_NS, Application, KeyClass
 from qkdnode.lifecycle.policy.quotas import Allowance, Held, Room
-from qkdnode.vault import decoys, policies, stock
+from qkdnode.vault import decoys, generations, policies, stock
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import HELD, Bundle, KnownAssociation, Link
 from qkdnode.vault.requests import Entitle, Entitlement, ExplainPolicy, Explanation
@@ -83,6 +83,7 @@ def entitle(store: Store, request: Entitle) -> Entitlement:
         left.rule,
         due_decoys.missing,
         bool(due_decoys.old),
+        generations.to_cut(store, known.number)[0],
     )
 
 
@@ -287,9 +288,10 @@ def _outstanding(store: Store, association: KnownAssociation, terms: KeyClass) -
     return int(
         store.scalar(
             "SELECT coalesce(sum(outstanding), 0) FROM bundles WHERE association = ? AND outstanding "
-            f"AND state = '{HELD}' AND held_ns IS NULL AND NOT (class = ? AND coalesce(waits_ns, ?) < ?) "
-            f"{decoys.left_out(store)}",
+            f"AND state = '{HELD}' AND key_generation = ? AND held_ns IS NULL "
+            f"AND NOT (class = ? AND coalesce(waits_ns, ?) < ?) {decoys.left_out(store)}",
             association.number,
+            generations.to_cut(store, association.number)[0],
             terms.name,
             oldest,
             oldest,

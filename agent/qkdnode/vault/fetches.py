@@ -9,7 +9,7 @@ import msgspec
 from qkdnode.errors import LocalProtocolError
 from qkdnode.ids import Association, KeyId
 from qkdnode.lifecycle.states import Stage
-from qkdnode.vault import bundles, entitlements, marks, reach
+from qkdnode.vault import bundles, entitlements, generations, marks, reach
 from qkdnode.vault.bundles import Chosen
 from qkdnode.vault.records import KEYS_PER_BUNDLE, Bundle, KnownAssociation
 from qkdnode.vault.requests import Caller, Delivery, OpenedKeys, Request
@@ -75,7 +75,13 @@ def fetch_keys(store: Store, request: FetchKeys) -> FetchedKeys:
         return FetchedKeys(None, (), refused, told, tuple(suspects))
     material = bundles.unseal(store, [Chosen(bundle, [place]) for _, bundle, place in granted])
     deliveries = tuple(
-        Delivery(bundle.number * KEYS_PER_BUNDLE + place, key_id, request.association, bundle.size_bits)
+        Delivery(
+            bundle.number * KEYS_PER_BUNDLE + place,
+            key_id,
+            request.association,
+            bundle.size_bits,
+            bundle.key_generation,
+        )
         for key_id, bundle, place in granted
     )
     opened = OpenedKeys(tuple(key_id for key_id, _, _ in granted), request.size_bits, material)
@@ -117,6 +123,7 @@ def may_have(store: Store, found: Found, known: KnownAssociation | None, request
         bundle.size_bits == request.size_bits,
         stage is Stage.READY,
         reach.scope_of_bundle(store, bundle) is None,
+        bool(generations.releasable(store, bundle, (found.place or 0,))),
         entitlements.would_release(store, bundle, peer_reachable=request.peer_reachable),
         request.release,
         not is_decoy(store, found),

@@ -24,7 +24,7 @@ from qkdnode.lifecycle.holdings import (
     unpack_stretch,
 )
 from qkdnode.lifecycle.states import LETTERS, STEPS, Stage, Step
-from qkdnode.vault import bundles, outbox, reach, retirement, stock
+from qkdnode.vault import bundles, generations, outbox, reach, retirement, stock
 from qkdnode.vault.batches import known_link
 from qkdnode.vault.records import PENDING, READY, STOCKED, Batch, Bundle, Chunk, Link, Notice, pack_batch
 from qkdnode.vault.requests import Request
@@ -226,14 +226,14 @@ class Waiting:
                     self._ranges.append((pack_batch(first), pack_batch(last)))
 
     def has(self, row: Bundle) -> bool:
-        """Whether any message waits that is about a key of this Bundle, or a scope moves its keys yet."""
+        """Whether any message waits that is about a key of this Bundle, or a scope or a rotation moves its keys yet."""
         if self._everything or row.number in self._requests:
             return True
         if any(first <= row.batch <= last for first, last in self._ranges):
             return True
         if reach.scope_of_bundle(self._store, row) is not None and any(letter in _MOVABLE for letter in row.states):
             return True
-        if self.is_held(row):
+        if self.is_held(row) or generations.is_moving(self._store, row):
             return True
         return bool(self._ids) and not self._ids.isdisjoint(bundles.split(row.key_ids))
 

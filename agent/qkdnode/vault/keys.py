@@ -9,7 +9,7 @@ from qkdnode.errors import AccessDeniedError, LocalProtocolError, VaultError
 from qkdnode.ids import CONFIDENTIAL, Association, KeyId
 from qkdnode.lifecycle.states import PAST_DELIVERY, Stage, Step, after
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import bundles, decoys, endings, entitlements, marks, outbox, reach
+from qkdnode.vault import bundles, decoys, endings, entitlements, generations, marks, outbox, reach
 from qkdnode.vault.bundles import Chosen, Why
 from qkdnode.vault.endings import HadBefore
 from qkdnode.vault.records import HELD, KEYS_PER_BUNDLE, Bundle
@@ -87,6 +87,8 @@ def open_key(store: Store, request: OpenKey) -> SecretBuffer:
     stage = bundle.stage(place)
     if stage is not Stage.READY:
         raise VaultError(f"key {request.key_id} is {stage}: only a ready key is opened")
+    if not generations.releasable(store, bundle, [place]):
+        raise VaultError(f"key {request.key_id} is of generation {bundle.key_generation}, which is not supplied")
     return bundles.unseal(store, entitlements.releasable(store, [Chosen(bundle, [place])]))
 
 
@@ -100,14 +102,16 @@ def open_keys(store: Store, request: OpenKeys) -> OpenedKeys:
     ready = [Chosen(one.bundle, _at(one, Stage.READY)) for one in chosen]
     ready = [one for one in ready if one.places and not marks.is_decoy(store, one.bundle)]
     ready = [one for one in ready if reach.scope_of_bundle(store, one.bundle) is None]
+    ready = generations.released(store, ready)
     if not ready:
         raise VaultError(f"of {len(asked)} keys asked for by {request.application!r} none is ready")
     ready = entitlements.releasable(store, ready, peer_reachable=request.peer_reachable)
-    if len({one.bundle.size_bits for one in ready}) > 1:
-        raise LocalProtocolError("keys of different sizes are not opened at once")
+    if len({(one.bundle.size_bits, one.bundle.key_generation) for one in ready}) > 1:
+        raise LocalProtocolError("keys of different sizes or generations are not opened at once")
     known = {key_id.bytes: key_id for key_id in asked}
     ids = tuple(known[raw] for one in ready for raw in one.ids())
-    return OpenedKeys(ids, ready[0].bundle.size_bits, bundles.unseal(store, ready))
+    first = ready[0].bundle
+    return OpenedKeys(ids, first.size_bits, bundles.unseal(store, ready), first.key_generation)
 
 
 def keys_delivered(store: Store, request: KeysDelivered) -> int:
@@ -195,9 +199,11 @@ def _deliveries(store: Store, bundle: Bundle, after: int) -> list[Delivery]:
         return []
     first, named = bundle.delivery * KEYS_PER_BUNDLE, association.association
     places = [place for place in bundle.places(Stage.READY) if place > after]
+    places = generations.releasable(store, bundle, places)
     if not places or marks.is_decoy(store, bundle) or not entitlements.is_released(store, bundle, places):
         return []
-    return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), named, bundle.size_bits) for place in places]
+    its = (named, bundle.size_bits, bundle.key_generation)
+    return [Delivery(first + place, UUID(bytes=bundle.key_id(place)), *its) for place in places]
 
 
 def _alarm_of_delivery(store: Store, decoy: Chosen) -> None:

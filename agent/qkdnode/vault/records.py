@@ -242,6 +242,7 @@ class Bundle(Record, frozen=True):
     binding: bytes
     agent: str
     policy: int
+    key_generation: int  # of the association's keys
     size_bits: int
     batch: bytes
     half: str
@@ -296,7 +297,41 @@ class Bundle(Record, frozen=True):
 
     def bound(self, place: int) -> tuple[Any, ...]:
         """What the ciphertext of one key is bound to."""
-        return ("key", self.key_id(place), self.class_, self.policy, self.epoch, self.version, self.binding)
+        its = (self.class_, self.policy, self.key_generation, self.epoch, self.version, self.binding)
+        return ("key", self.key_id(place), *its)
+
+
+class Generations(Record, frozen=True):
+    """Which generation of an association's keys is supplied, and how far the rotation to another is.
+
+    Rows of Bundles follow an end or a giving up in the order of their generations and numbers.
+    """
+
+    table: ClassVar[str] = "generations"
+    key: ClassVar[tuple[str, ...]] = ("association",)
+    topic: ClassVar[str] = "rotations"
+
+    association: int
+    link: str
+    current: int
+    newest: int  # number that was ever given
+    number: int  # being rotated to; 0: none
+    phase: str
+    peer: str  # the other end's phase, as heard
+    reason: str
+    by: str
+    since_ns: int  # the current one is supplied
+    begun_ns: int
+    phase_ns: int
+    result: str  # of the last rotation that is over
+    ending: int  # the generation that rows are moved of; 0: none
+    reached: int  # the Bundle up to which they are
+    ended: int  # keys that were, of all generations
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"generation/{self.link}/{self.association}"
 
 
 def delivered_both(states: bytes, far: bytes) -> int:
@@ -694,9 +729,11 @@ RECORDS: tuple[type[Record], ...] = (
     ScrubMark,
     Witnessed,
     Doubt,
+    Generations,
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
     "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "ending",
+    "generation",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

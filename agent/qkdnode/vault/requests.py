@@ -282,11 +282,12 @@ class Entitlement(msgspec.Struct, frozen=True):
     key_class: str
     terms: bytes
     binding: bytes
-    outstanding: int  # keys allocated here, releasable, and not yet acknowledged by both applications
+    outstanding: int  # keys of `generation` allocated here, releasable, and not yet acknowledged by both applications
     room: int  # keys that quotas and reserves let be allocated more
     room_rule: str  # the one that sets the limit
     decoys: int = 0  # to be cut by this end
     old_decoys: bool = False  # some are to be ended by this end
+    generation: int = 1  # of the association's keys, that is supplied next or now
 
 
 class AllocateKeys(Request, frozen=True):
@@ -302,6 +303,7 @@ class AllocateKeys(Request, frozen=True):
     count: int
     size_bits: int
     entropy: bytes
+    generation: int | None = None  # None: the one that is supplied
 
 
 class KeepDecoys(Request, frozen=True):
@@ -378,6 +380,7 @@ class Delivery(msgspec.Struct, frozen=True):
     key_id: KeyId
     association: Association
     size_bits: int
+    generation: int = 1
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -399,12 +402,12 @@ class OpenKey(Request, frozen=True):
 
 
 class OpenKeys(Request, frozen=True):
-    """Unseal up to 128 keys of one size for their application. Answer: OpenedKeys.
+    """Unseal up to 128 keys of one size and generation for their application. Answer: OpenedKeys.
 
-    Keys that are not READY, unknown ones, and those that the policy withholds, are left out; VaultError if none is
-    left, PolicyDeniedError if the policy withholds all that are READY. AccessDeniedError, journalled, if any is meant
-    for another application. VaultDamagedError if some do not unseal: those are set aside, ask again. Without the peer
-    only keys of classes that do not wait for it are opened.
+    Keys that are not READY, or of a generation that is not supplied, unknown ones, and those that the policy withholds,
+    are left out; VaultError if none is left, PolicyDeniedError if the policy withholds all that are READY.
+    AccessDeniedError, journalled, if any is meant for another application. VaultDamagedError if some do not unseal:
+    those are set aside, ask again. Without the peer only keys of classes that do not wait for it are opened.
     """
 
     key_ids: tuple[KeyId, ...]
@@ -419,6 +422,7 @@ class OpenedKeys(msgspec.Struct, frozen=True):
     key_ids: tuple[KeyId, ...]
     size_bits: int
     material: SecretBuffer
+    generation: int = 1
 
 
 class KeysDelivered(Request, frozen=True):

@@ -193,6 +193,7 @@ CREATE TABLE bundles (
     binding BLOB NOT NULL,
     agent TEXT NOT NULL,
     policy INTEGER NOT NULL,
+    key_generation INTEGER NOT NULL,
     size_bits INTEGER NOT NULL,
     batch BLOB NOT NULL,
     half TEXT NOT NULL,
@@ -222,6 +223,30 @@ CREATE INDEX bundles_of_kek ON bundles (kek) WHERE kek IS NOT NULL;
 CREATE INDEX bundles_of_application ON bundles (application, delivery) WHERE delivery IS NOT NULL;
 CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery) WHERE delivery IS NOT NULL;
 CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';
+CREATE INDEX bundles_of_generation ON bundles (association, key_generation, number);
+
+-- Which generation of an association's keys is supplied, and the rotation to the next. None: the first, and no other.
+CREATE TABLE generations (
+    association INTEGER PRIMARY KEY REFERENCES associations (number),
+    link TEXT NOT NULL,
+    current INTEGER NOT NULL,
+    newest INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    by TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    begun_ns INTEGER NOT NULL,
+    phase_ns INTEGER NOT NULL,
+    result TEXT NOT NULL,
+    ending INTEGER NOT NULL,
+    reached INTEGER NOT NULL,
+    ended INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
 
 CREATE INDEX bundles_of_half ON bundles (link, batch, half, offset_bits);
 -- What timers end next, class by class (qkdnode.lifecycle.retirement).

@@ -117,6 +117,7 @@ class Store:
         self.deprecated: tuple[str, ...] = ()
         self.caller = Caller()  # who asks for it
         self.policy = KnownPolicy()
+        self.generations: tuple[list[Any], dict[int, Any]] | None = None  # of associations, by their numbers
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
         self.decoys: set[int] | None = (
@@ -311,6 +312,15 @@ class Store:
         """Journal something that a person should look at; `named` are the ids of the keys that are concerned."""
         keys = self.sealing.pseudonyms(named)
         return self.journal.record(AlarmEvent, "vault", happened, subject, details, outcome, keys)
+
+    def tally(self, name: str, by: int) -> None:
+        """Add to a count that is kept with the rows."""
+        self._counts[name] += by
+
+    def tallied(self, name: str) -> int:
+        """What was counted under a name, in the requests before this one."""
+        rows = self.rows("SELECT value FROM counts WHERE name = ?", name)
+        return int(rows[0][0]) if rows else 0
 
     def finish(self) -> None:
         """Write what the request that ends has gathered: its leaves, and the changed counts of keys."""

@@ -59,6 +59,7 @@ class AlarmCode(StrEnum):
     CLOCK = "CLOCK"
     CONFIG = "CONFIG"
     POLICY = "POLICY"
+    ROTATION = "ROTATION"
     PROTOCOL = "PROTOCOL"
     ALGORITHM_DEPRECATED = "ALGORITHM_DEPRECATED"
     ALGORITHM_DISALLOWED = "ALGORITHM_DISALLOWED"
@@ -218,6 +219,9 @@ KINDS: dict[AlarmCode, Kind] = {
     ),
     AlarmCode.POLICY: Kind(
         _MAJOR, _QUIET, "the policies of both ends do not let keys be made: `qkdnode policy explain` at both says why"
+    ),
+    AlarmCode.ROTATION: Kind(
+        _WARNING, _SIGNAL, "a rotation waits: see `qkdnode rotate`, bring the application back or give the rotation up"
     ),
     AlarmCode.PROTOCOL: Kind(
         _MINOR, _QUIET, "the peer broke a rule of the protocol: compare the software versions of both ends"

@@ -161,6 +161,33 @@ class Scopes(Request, frozen=True, kw_only=True, tag="compromise list"):
     """What was compromised, and how far the rows are moved. Answer: ScopeList."""
 
 
+class RotateKeys(Request, frozen=True, kw_only=True, tag="rotate"):
+    """Rotate associations to their next generation of keys; all, or those that are chosen. Answer: RotationList."""
+
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+    note: Annotated[str, Meta(max_length=200)] = ""  # why, for the log
+
+
+class GiveUpRotations(Request, frozen=True, kw_only=True, tag="rotate give-up"):
+    """Give up the rotations that no end has cut over to. Answer: RotationList, of what they were about."""
+
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+
+
+class Rotations(Request, frozen=True, kw_only=True, tag="rotate list"):
+    """A page of how associations stand, after the first `after`. Answer: RotationList."""
+
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+    after: U32 = 0
+    limit: Limit = PAGE_MAX
+
+
 class Scrubbing(Request, frozen=True, kw_only=True, tag="keys scrub"):
     """How far the pass over all stored records is. Answer: ScrubStatus."""
 
@@ -318,6 +345,9 @@ AnyRequest: TypeAlias = (
     | RevokeKeys
     | CompromiseScope
     | Scopes
+    | RotateKeys
+    | GiveUpRotations
+    | Rotations
     | Scrubbing
     | ScrubNow
     | Epochs
@@ -346,9 +376,9 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume,
-    Shutdown, Reload, ExportBegin, ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms,
-    ClockShow, ClockConfirm, Due, Comparisons, Reconcile,
+    RotateKeys, GiveUpRotations, Rotations, Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt,
+    ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage, ProveEntry,
+    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons, Reconcile,
 )  # fmt: skip
 
 
@@ -515,6 +545,34 @@ class ScopeList(Answer, frozen=True, kw_only=True):
     """Scopes, the oldest first."""
 
     scopes: tuple[ScopeEntry, ...]
+
+
+class RotationEntry(Answer, frozen=True, kw_only=True):
+    """Which generation of an association's keys is supplied, and the rotation to the next if there is one."""
+
+    local: str
+    remote: str
+    link: str
+    generation: int  # that is supplied, or was before the cut
+    number: int | None  # that it is rotated to
+    phase: str
+    peer: str  # the other end's phase, as heard
+    reason: str  # of the rotation on the way, or of the last
+    by: str
+    since_ns: int | None  # the generation is supplied; null: from the beginning
+    begun_ns: int | None
+    phase_ns: int | None
+    prepared: int  # keys of the next generation that this end has cut and that both hold
+    result: str  # of the last one: done, or why it was given up
+    moving: bool  # rows of ended generations are left to be moved
+    ended: int  # keys that were moved
+
+
+class RotationList(Answer, frozen=True, kw_only=True):
+    """A page of associations, and the `after` of the next."""
+
+    rotations: tuple[RotationEntry, ...]
+    next: int | None = None
 
 
 class ScrubStatus(Answer, frozen=True, kw_only=True):
@@ -800,6 +858,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     RevokeKeys: RevokedKeys,
     CompromiseScope: ScopeList,
     Scopes: ScopeList,
+    RotateKeys: RotationList,
+    GiveUpRotations: RotationList,
+    Rotations: RotationList,
     Scrubbing: ScrubStatus,
     ScrubNow: ScrubStatus,
     Epochs: EpochList,

@@ -17,6 +17,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=31)]
 Block16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Start = Annotated[bytes, Meta(min_length=8, max_length=8)]  # drawn at each start of an agent
 Block32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Generation = Annotated[int, Meta(ge=1, lt=2**32)]  # of an association's keys
 PerIntensity = Annotated[tuple[U64, ...], Meta(min_length=2, max_length=3)]
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -282,6 +283,7 @@ class Allocate(Message, frozen=True):
     key_ids: Annotated[bytes, Meta(min_length=16, max_length=16 * 128)]
     key_class: Name
     agreed: Block32  # digest of the class's terms and of what its keys are bound to
+    generation: Generation = 1  # of the association's keys that these are of
     mark: Block16 = bytes(16)  # of decoys: made with their bits; of keys: says nothing
 
 
@@ -350,6 +352,9 @@ RevocationReason = Literal[
 ]
 
 
+RotationReason = Literal["operator", "time", "keys", "bytes", "date", "deprecated", "degraded"]
+
+
 class KeysRevoked(Message, frozen=True):
     """These keys are out of use at the sender: the receiver follows, for those too that it has not heard of yet."""
 
@@ -382,6 +387,47 @@ class RevocationsWaiting(Message, frozen=True):
     """So many revocations of the sender are not journalled at the receiver: until none is, it supplies no key."""
 
     count: U32
+
+
+class RotationWanted(Message, frozen=True):
+    """Bob asks Alice to propose the next generation of an association; she does if she knows of none above this."""
+
+    notice: U64
+    local: Name
+    remote: Name
+    above: Generation  # the newest number that Bob knows
+    reason: RotationReason
+
+
+class RotationProposed(Message, frozen=True):
+    """Alice proposes the next generation of an association's keys, under a number that was never used."""
+
+    notice: U64
+    local: Name
+    remote: Name
+    number: Generation
+    replaces: Generation
+    reason: RotationReason
+
+
+class RotationStands(Message, frozen=True):
+    """How far the sender is in a rotation."""
+
+    notice: U64
+    local: Name
+    remote: Name
+    number: Generation
+    phase: Literal["agreed", "prepared", "acknowledged", "cut", "closed"]
+
+
+class RotationGivenUp(Message, frozen=True):
+    """Alice gives a rotation up; or Bob wishes that she does."""
+
+    notice: U64
+    local: Name
+    remote: Name
+    number: Generation
+    reason: Annotated[str, Meta(min_length=1, max_length=48)]
 
 
 class CosignWanted(Message, frozen=True):
@@ -545,6 +591,10 @@ KINDS: tuple[Kind, ...] = (
     Kind(77, StretchHeld, EITHER, Protection.VAULT, 64 * KIB),
     Kind(78, HoldingsDiffer, EITHER, Protection.VAULT, 4 * KIB),
     Kind(70, KeysRetired, EITHER, Protection.VAULT, 32 * KIB),
+    Kind(84, RotationWanted, (BOB,), Protection.VAULT, 4 * KIB),
+    Kind(85, RotationProposed, (ALICE,), Protection.VAULT, 4 * KIB),
+    Kind(86, RotationStands, EITHER, Protection.VAULT, 4 * KIB),
+    Kind(87, RotationGivenUp, EITHER, Protection.VAULT, 4 * KIB),
 )
 KIND_OF_CODE = {kind.code: kind for kind in KINDS}
 KIND_OF_BODY = {kind.body: kind for kind in KINDS}

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from qkdnode.errors import RemoteProtocolError
 from qkdnode.ids import Association, KeyId
-from qkdnode.wire.messages import U32, U64, Block16, Block32, Message, Name
+from qkdnode.wire.messages import U32, U64, Block16, Block32, Generation, Message, Name
 
 VERSION = 3
 MLKEM_KEY_BYTES = 1184
@@ -128,6 +128,18 @@ class EndedNoted(Message, frozen=True, tag=24):
     notices: Annotated[tuple[U64, ...], Meta(min_length=1, max_length=MAX_NOTICES)]
 
 
+class GenerationAccepted(Message, frozen=True, tag=26):
+    """Application to node: I am ready for keys of this generation."""
+
+    number: Generation
+
+
+class GenerationNoted(Message, frozen=True, tag=27):
+    """Application to node: I know that this generation is the one, and those before are over."""
+
+    number: Generation
+
+
 class Subscribed(Message, frozen=True, tag=32):
     """Node to application: keys will follow. Say Alive at least so often."""
 
@@ -149,6 +161,7 @@ class KeysBody(Message, frozen=True, tag=34):
     link: Name
     size_bits: SizeBits
     key_class: Name
+    generation: Generation = 1
 
 
 class Recorded(Message, frozen=True, tag=35):
@@ -179,9 +192,49 @@ class KeysEnded(Message, frozen=True, tag=40):
     key_ids: Annotated[tuple[Block16, ...], Meta(min_length=1, max_length=MAX_KEYS)]
 
 
+class GenerationOffered(Message, frozen=True, tag=43):
+    """Node to application: keys of this generation will take the place of those of another, once you accept it."""
+
+    number: Generation
+    replaces: Generation
+
+
+class GenerationCurrent(Message, frozen=True, tag=44):
+    """Node to application: keys of this generation are supplied, and no key of an earlier one any more."""
+
+    number: Generation
+
+
+class GenerationWithdrawn(Message, frozen=True, tag=45):
+    """Node to application: the generation that was offered will not come."""
+
+    number: Generation
+
+
 Outer = Open | Accept | Refused | Unknown | Sealed
-FromApplication = Subscribe | Acknowledge | Alive | Unsubscribe | SubscribeToFetch | Fetch | EndedNoted
-FromNode = Subscribed | SubscribeRefused | KeysBody | Recorded | NotFetched | FetchLater | KeysEnded
+FromApplication = (
+    Subscribe
+    | Acknowledge
+    | Alive
+    | Unsubscribe
+    | SubscribeToFetch
+    | Fetch
+    | EndedNoted
+    | GenerationAccepted
+    | GenerationNoted
+)
+FromNode = (
+    Subscribed
+    | SubscribeRefused
+    | KeysBody
+    | Recorded
+    | NotFetched
+    | FetchLater
+    | KeysEnded
+    | GenerationOffered
+    | GenerationCurrent
+    | GenerationWithdrawn
+)
 Body = FromApplication | FromNode
 
 _encoder = msgspec.msgpack.Encoder()
@@ -255,10 +308,12 @@ def keys_in_a_message(size_bits: int) -> int:
     return min(MAX_KEYS, MAX_MATERIAL_BYTES * 8 // size_bits)
 
 
-def keys_body(key_ids: Sequence[KeyId], association: Association, size_bits: int, key_class: str) -> KeysBody:
+def keys_body(
+    key_ids: Sequence[KeyId], association: Association, size_bits: int, key_class: str, generation: int = 1
+) -> KeysBody:
     """The clear part of a message with keys."""
     ids = tuple([key_id.bytes for key_id in key_ids])
-    return KeysBody(ids, association.local, association.remote, association.source, size_bits, key_class)
+    return KeysBody(ids, association.local, association.remote, association.source, size_bits, key_class, generation)
 
 
 def association_of(body: KeysBody) -> Association:

@@ -33,6 +33,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (False, DEFAULT_DENY),
     },
+    Action.KEYS_ROTATE: {
+        OP: (True, "keys-are-rotated"),
+        SO: (True, "keys-are-rotated"),
+        AU: (False, HANDS_OFF),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.KEYS_KEEP: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "what-is-kept-is-looked-after"),

@@ -58,6 +58,8 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.PolicyApply: wire.PolicyApply(document=POLICY, approvals=()),  # nobody has approved that
     wire.Assets: wire.Assets(),
     wire.Algorithms: wire.Algorithms(),
+    wire.RotateKeys: wire.RotateKeys(local="app-a", note="a test"),
+    wire.Rotations: wire.Rotations(),
 }
 
 

@@ -42,6 +42,7 @@ HERE = Association("payroll", "ledger", LINK)
 NODES = {ALICE: "a", BOB: "b"}
 FIRST = BatchId(1, 1)
 EVERYWHERE = tuple(PadSpan(segment, 0, 2**20) for segment in (PROVISIONED, FIRST))  # what a generous peer has granted
+SECOND_NS = 10**9
 START_NS = 1_700_000_000_000_000_000
 
 

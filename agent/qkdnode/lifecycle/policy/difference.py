@@ -39,7 +39,7 @@ _CLASS_LIMITS = (
 _APPLICATION_LIMITS = ("bits_per_s", "burst_bits", "stock_share", "outstanding_keys")
 _CLASS_TERMS = (
     "label", "purpose", "algorithms", "secrecy", "legal_hold", "release_when_peer_unreachable", "custodian",
-    "decoys",
+    "decoys", "rotate_without_acknowledgement", "rotation",
 )  # fmt: skip
 
 

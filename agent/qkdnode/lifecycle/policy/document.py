@@ -69,6 +69,17 @@ class Custodians(Table, frozen=True):
     destroyed: Custodian = "security-officer"
 
 
+class Rotation(Table, frozen=True):
+    """When keys of a class go over to their next generation by themselves; what is left out begins no rotation."""
+
+    every_s: Seconds | None = None  # a generation is supplied
+    keys: Count | None = None  # that were cut of a generation
+    bytes: Count | None = None
+    at: TimeNs | None = None  # once, at a date
+    on_deprecated: bool = False  # an algorithm of the class, or the one that seals its keys, has become deprecated
+    on_degraded: bool = False  # a device of the link alarms, or the link gives less key than its configuration wants
+
+
 class KeyClass(Table, frozen=True):
     """The terms of keys of one class. What is left out sets no limit, but for a forgotten neighbour: see the last."""
 
@@ -88,6 +99,8 @@ class KeyClass(Table, frozen=True):
     retain_metadata_s: Seconds | None = None
     legal_hold: bool = False
     release_when_peer_unreachable: bool = False
+    rotate_without_acknowledgement: bool = False  # of an application that is away
+    rotation: Rotation | None = None
     custodian: Custodians = Custodians()
     decoys: Annotated[int, Meta(ge=0, le=128)] = 0  # for each association
 
@@ -213,9 +226,13 @@ def _with_times(raw: dict[str, Any], where: str) -> dict[str, Any]:
     for table in classes:
         if isinstance(table, dict):
             table = dict(table)
+            place = f"{where}: class {table.get('name')!r}"
             for name in _TIMES:
                 if name in table:
-                    table[name] = _nanoseconds(table[name], f"{where}: class {table.get('name')!r}: `{name}`")
+                    table[name] = _nanoseconds(table[name], f"{place}: `{name}`")
+            rotation = table.get("rotation")
+            if isinstance(rotation, dict) and "at" in rotation:
+                table["rotation"] = {**rotation, "at": _nanoseconds(rotation["at"], f"{place}: `rotation.at`")}
         made.append(table)
     return {**raw, "class": made}
 
@@ -253,8 +270,12 @@ def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, msgspec.Struct):
-        pairs = ((field.encode_name, getattr(value, field.name)) for field in msgspec.structs.fields(value))
-        return f"{{ {', '.join(f'{name} = {_value(its)}' for name, its in pairs)} }}"
+        pairs = (
+            (field.encode_name, _moment(its) if isinstance(value, Rotation) and field.name == "at" else _value(its))
+            for field in msgspec.structs.fields(value)
+            if (its := getattr(value, field.name)) is not None
+        )
+        return f"{{ {', '.join(f'{name} = {shown}' for name, shown in pairs)} }}"
     return _quoted(str(value))
 
 
