@@ -59,6 +59,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.RotateKeys: Action.KEYS_ROTATE,
     wire.GiveUpRotations: Action.KEYS_ROTATE,
     wire.Rotations: Action.KEYS_READ,
+    wire.RotationShapes: Action.KEYS_REHEARSE,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -328,6 +329,9 @@ class Desk:
     async def _rotations(self, request: wire.Rotations, _: Operator) -> Answer:
         return await rotations.listed(self._ask, request)
 
+    async def _shapes(self, request: wire.RotationShapes, _: Operator) -> Answer:
+        return await rotations.shapes(self._ask, self._port.supplied, request)
+
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
 
@@ -474,6 +478,7 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.RotateKeys: Desk._rotate,
     wire.GiveUpRotations: Desk._give_up,
     wire.Rotations: Desk._rotations,
+    wire.RotationShapes: Desk._shapes,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,
@@ -564,7 +569,7 @@ def _particulars(request: Request) -> Details:
             return {name: value for name, value in given.items() if value}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
-        case wire.ListKeys(local=local, remote=remote):
+        case wire.ListKeys(local=local, remote=remote) | wire.RotationShapes(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.ids import Association
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.wire.control import (
     AlgorithmList,
@@ -17,6 +18,16 @@ from qkdnode.wire.control import (
     PolicyApply,
     Reloaded,
 )
+
+
+class Supplied(msgspec.Struct, frozen=True):
+    """How an association is supplied now. None: the application is not connected."""
+
+    link_state: str
+    connected: bool  # to the neighbour
+    size_bits: int | None
+    credit_here: int | None
+    credit_there: int | None
 
 
 class NodePort(msgspec.Struct, frozen=True):
@@ -35,6 +46,7 @@ class NodePort(msgspec.Struct, frozen=True):
     acknowledge: Callable[[str, str, str], Awaitable[bool]]  # code, subject, by
     revoked: Callable[[tuple[str, ...]], None]  # keys were; on these links all of a scope: neighbours are told at once
     rotated: Callable[[], None]  # rotations were begun or given up: neighbours are told
+    supplied: Callable[[Association], Supplied]
     pause: Callable[[str, str], Awaitable[bool]]  # link, by
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns
