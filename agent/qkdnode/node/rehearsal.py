@@ -34,6 +34,7 @@ from qkdnode.wire.control import ShapeEntry
 MOST_KEYS = 20_000  # of an association in a shadow: what waits, and what the load cuts
 MOST_BITS = 32 * 2**20  # and bits of them
 MOST_BATCHES = 16
+USUAL_CREDIT = 64
 OPENED_AT_ONCE = 128
 STEPS = ("agreed", "prepared", "cut", "first_key", "closed", "ended")
 # How much of the load comes before a step. First keys are cut before any of the load's, as the agreement does.
@@ -67,7 +68,7 @@ class Rehearsed(msgspec.Struct, frozen=True, kw_only=True):
     remote: str
     link: str
     generation: int
-    prepared: int  # keys of the next generation that each end has to cut first
+    prepared: int  # keys of the next generation that each end cuts first
     scale: float
     waiting: int  # keys of the old generation that were there at the start
     load_minutes: int
@@ -97,8 +98,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def prepared_keys(entry: ShapeEntry) -> int:
     """Keys that each end cuts of the next generation before it is offered: as the agreement counts them."""
-    credits = [credit // 4 for credit in (entry.credit_here, entry.credit_there) if credit is not None]
-    return max(1, min([*credits, entry.room // 2]))
+    return max(1, min(*(credit // 4 for credit in credits_of(entry)), entry.room // 2))
+
+
+def credits_of(entry: ShapeEntry) -> tuple[int, int]:
+    """What both applications accept at once. One that is away is taken for one like the other, or like most."""
+    here, there = entry.credit_here, entry.credit_there
+    return here or there or USUAL_CREDIT, there or here or USUAL_CREDIT
 
 
 def findings(entries: Sequence[ShapeEntry]) -> list[Finding]:
@@ -136,6 +142,8 @@ def _of_one(entry: ShapeEntry) -> Iterable[Finding]:
         ("legal-hold", False, entry.held, held),
         ("counts", False, not entry.all_counted,
          f"more than {entry.waiting_here + entry.waiting_there} keys wait: so many were counted"),
+        ("counts", False, prepared_keys(entry) > min(MOST_KEYS, MOST_BITS // entry.size_bits),
+         f"each end has to cut {prepared_keys(entry)} keys first: the shadow has fewer"),
         ("load", False, not load, f"no load was recorded in the last {entry.minutes} minutes: none is replayed"),
         ("load", False, load > 0 and entry.minutes < 60,
          f"the log of the last hour was too long: the load is that of {entry.minutes} minutes"),
@@ -176,7 +184,7 @@ class Player:
     """
 
     def __init__(self, number: int, entry: ShapeEntry, most_keys: int) -> None:
-        self.entry, self.prepared = entry, prepared_keys(entry)
+        self.entry = entry
         self.association = Association(f"here-{number}", f"there-{number}", LINK)
         cuts = (entry.cut_here, entry.cut_there)
         takes = (entry.taken_here, entry.taken_there)
@@ -189,8 +197,8 @@ class Player:
         self.cuts, self.takes = ([_scaled(minutes, self.scale) for minutes in its] for its in (cuts, takes))
         self.waiting = [round(keys / self.scale) for keys in waiting]
         self.waiting[0] += _missing(sum(self.waiting), self.cuts, self.takes)
-        credits = [credit for credit in (entry.credit_here, entry.credit_there) if credit is not None]
-        self.level = [min(keys, max(1, min(credits, default=0) // 2)) for keys in self.waiting]
+        self.prepared = min(prepared_keys(entry), most)
+        self.level = [min(keys, max(1, min(credits_of(entry)) // 2)) for keys in self.waiting]
         self.debt, self.unserved = [0, 0], 0
         self.dry_since: list[float | None] = [None, None]
         self.gap_s, self.dry_minutes, self.destroyed, self.alone = 0.0, 0, 0, 0

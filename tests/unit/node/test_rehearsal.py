@@ -145,6 +145,18 @@ def test_the_first_keys_are_as_many_as_the_agreement_cuts() -> None:
     assert prepared_keys(entry(credit_here=64, credit_there=400)) == 16
     assert prepared_keys(entry(credit_here=2)) == 1
     assert prepared_keys(entry(room=6)) == 3
+    assert prepared_keys(entry(credit_here=None)) == 8, "who is away is taken for one like the other"
+    assert prepared_keys(entry(credit_here=None, credit_there=None, room=2**53)) == 16
+
+
+def test_credits_without_bounds_make_no_shadow_without_bounds() -> None:
+    huge = entry(credit_here=2**31, credit_there=2**31, room=2**53, stock_here=2**40, stock_there=2**40)
+    report = rehearse([huge], rounds=1, most_keys=50)
+    assert report.would_succeed
+    assert report.associations[0].prepared == 50
+    assert [finding.detail for finding in report.findings] == [
+        f"each end has to cut {2**29} keys first: the shadow has fewer"
+    ]
 
 
 # --- what is planted in the rotation must be found -------------------------------------------------------------------
