@@ -15,7 +15,7 @@ from qkdnode.wire.control import GiveUpRotations, RotateKeys, RotationEntry, Rot
 
 HEADINGS = ("association", "link", "generation", "to", "phase", "neighbour", "since", "reason", "result", "rows")
 REHEARSED = (
-    "association", "link", "to prepare", "old keys", "scale", "load", "longest gap", "destroyed unused", "used by one",
+    "association", "link", "first keys", "old keys", "scale", "load", "longest gap", "destroyed unused", "used by one",
 )  # fmt: skip
 STEADY = "steady"
 LOOK_S = 0.1
