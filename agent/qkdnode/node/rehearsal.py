@@ -32,6 +32,7 @@ from qkdnode.vault.rotations import (
 from qkdnode.wire.control import ShapeEntry
 
 MOST_KEYS = 20_000  # of an association in a shadow: what waits, and what the load cuts
+MOST_TOGETHER = 2 * MOST_KEYS  # of all associations of a link
 MOST_BITS = 32 * 2**20  # and bits of them
 MOST_BATCHES = 16
 USUAL_CREDIT = 64
@@ -142,8 +143,6 @@ def _of_one(entry: ShapeEntry) -> Iterable[Finding]:
         ("legal-hold", False, entry.held, held),
         ("counts", False, not entry.all_counted,
          f"more than {entry.waiting_here + entry.waiting_there} keys wait: so many were counted"),
-        ("counts", False, prepared_keys(entry) > min(MOST_KEYS, MOST_BITS // entry.size_bits),
-         f"each end has to cut {prepared_keys(entry)} keys first: the shadow has fewer"),
         ("load", False, not load, f"no load was recorded in the last {entry.minutes} minutes: none is replayed"),
         ("load", False, load > 0 and entry.minutes < 60,
          f"the log of the last hour was too long: the load is that of {entry.minutes} minutes"),
@@ -522,15 +521,18 @@ def rehearse(
     results: list[Rehearsed] = []
     for its in by_link.values():
         played = []
+        most = min(most_keys, max(1, MOST_TOGETHER // len(its)))
         for _ in range(rounds):
-            players = [Player(number, entry, most_keys) for number, entry in enumerate(its)]
+            players = [Player(number, entry, most) for number, entry in enumerate(its)]
             with shadow(its[0].role, where) as made:
                 done = Round(made, players)
                 done.run()
             for name, ms in done.took_ms.items():
                 took[name].append(ms)
             durations.append((sum(done.took_ms.values()) / 1e3) + LINGER_NS / 1e9)
-            found += [finding for finding in done.failures if finding not in found]
+            for finding in (*filter(None, map(_fewer, players)), *done.failures):
+                if finding not in found:
+                    found.append(finding)
             played.append([player.result() for player in players])
         results += [max(of_one, key=_badness) for of_one in zip(*played, strict=True)]
     return Report(
@@ -546,6 +548,15 @@ def rehearse(
         associations=tuple(results),
         storage=str(where or scratch() or "the directory of temporary files"),
     )
+
+
+def _fewer(player: Player) -> Finding | None:
+    """That the shadow was too small for all first keys."""
+    wanted = prepared_keys(player.entry)
+    if player.prepared == wanted:
+        return None
+    detail = f"each end has to cut {wanted} keys first: the shadow has {player.prepared}"
+    return Finding(_named(player.entry), "counts", False, detail)
 
 
 def _badness(result: Rehearsed) -> tuple[Any, ...]:

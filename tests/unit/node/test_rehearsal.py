@@ -10,6 +10,7 @@ import pytest
 
 from qkdnode.lifecycle import rotation
 from qkdnode.lifecycle.rotation import PHASES, Phase
+from qkdnode.node import rehearsal
 from qkdnode.node.rehearsal import STEPS, Player, Report, Round, findings, prepared_keys, rehearse
 from qkdnode.node.shadow import Shadow, shadow
 from qkdnode.vault import generations
@@ -74,6 +75,17 @@ def test_a_large_store_is_scaled_down_and_the_scale_is_told() -> None:
     assert 100 <= its.waiting <= 102
     assert its.load_cut == 37
     assert codes(report, blocks=False) >= {"counts"}
+
+
+def test_many_associations_of_a_link_share_what_a_shadow_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "MOST_TOGETHER", 8)
+    report = rehearse([entry(), entry(local="app-c")], rounds=1)
+    assert [its.scale for its in report.associations] == [4.5, 4.5], "eighteen keys of the load for four"
+    monkeypatch.setattr(rehearsal, "MOST_TOGETHER", 4)
+    report = rehearse([entry(), entry(local="app-c")], rounds=1)
+    assert [finding.detail for finding in report.findings if finding.code == "counts"] == [
+        "each end has to cut 4 keys first: the shadow has 2"
+    ] * 2
 
 
 def test_without_stock_for_the_load_applications_go_short_and_the_report_says_for_how_long() -> None:
@@ -155,7 +167,7 @@ def test_credits_without_bounds_make_no_shadow_without_bounds() -> None:
     assert report.would_succeed
     assert report.associations[0].prepared == 50
     assert [finding.detail for finding in report.findings] == [
-        f"each end has to cut {2**29} keys first: the shadow has fewer"
+        f"each end has to cut {2**29} keys first: the shadow has 50"
     ]
 
 
