@@ -12,9 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
-
+from qkdnode.channel.identity import make_identity
 from qkdnode.errors import LocalProtocolError
 from qkdnode.ids import ALICE, BOB, Association, BatchId, other_role
 from qkdnode.native.secret import SecretBuffer
@@ -95,27 +93,12 @@ def carry(link: str, alice: Call, bob: Call, rounds: int = 20) -> None:
 # --- the vaults ------------------------------------------------------------------------------------------------------
 
 
-class Signing:
-    """A log's two keys, for one run."""
-
-    def __init__(self) -> None:
-        self._ed25519, self._mldsa44 = Ed25519PrivateKey.generate(), MLDSA44PrivateKey.generate()
-        self.log_key = self._ed25519.public_key().public_bytes_raw() + self._mldsa44.public_key().public_bytes_raw()
-
-    def sign(self, message: bytes) -> bytes:
-        """Ed25519."""
-        return self._ed25519.sign(message)
-
-    def sign_mldsa44(self, message: bytes) -> bytes:
-        """ML-DSA-44."""
-        return self._mldsa44.sign(message)
-
-
 class End:
     """One scratch vault. `ahead_ns` is what its clock is said to have gone on by."""
 
     def __init__(self, directory: Path, role: str) -> None:
         self.role, self.ahead_ns = role, 0
+        self._identity = make_identity("node", role)  # signs its log
         home = directory / role
         home.mkdir(mode=0o700)
         secret = os.open(home / "credential", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -126,7 +109,7 @@ class End:
             root=CredentialFile("credential", home),
             node=role,
             draw_into=draw_into,
-            signer=Signing(),
+            signer=self._identity,
             clock_ns=lambda: time.time_ns() + self.ahead_ns,
             create=True,
         )
@@ -137,6 +120,13 @@ class End:
     def call(self, request: Any) -> Any:
         """Ask its vault."""
         return self.vault.call(request)
+
+    def close(self) -> None:
+        """Close its vault; its keys go with it."""
+        try:
+            self.vault.close()
+        finally:
+            self._identity.release()
 
     def cut(self, association: Association, keys: int, size_bits: int, generation: int | None = None) -> None:
         """Cut keys from this end's half."""
@@ -222,7 +212,7 @@ class Shadow:
     def close(self) -> None:
         """Close both."""
         for end in self.ends:
-            end.vault.close()
+            end.close()
 
 
 @contextmanager
