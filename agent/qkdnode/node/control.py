@@ -257,7 +257,10 @@ class NodeControl:
 
     def supplied(self, association: Association) -> Supplied:
         """How an association is supplied now."""
-        link = self._link(association.source).link
+        known = self._node.links.get(association.source)
+        if known is None:  # of a link that the configuration has no more
+            return Supplied("not configured", False, None, None, None)
+        link = known.link
         here, there = link.agreement.subscriptions(association)
         return Supplied(
             link_state=link.statistics.state,
