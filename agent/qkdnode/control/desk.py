@@ -8,6 +8,7 @@ has to see it. A stop is done then too, told of in the agent's own log, and coun
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -20,7 +21,7 @@ from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
-from qkdnode.control import rotations
+from qkdnode.control import couriers, rotations
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.control.receipts import destruction_receipt
@@ -34,6 +35,7 @@ from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
+from qkdnode.wire.courier import decode_file
 
 PERIOD_S = 300.0
 ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
@@ -59,6 +61,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.RotateKeys: Action.KEYS_ROTATE,
     wire.GiveUpRotations: Action.KEYS_ROTATE,
     wire.Rotations: Action.KEYS_READ,
+    wire.CarryOut: Action.KEYS_ROTATE,
+    wire.CarryIn: Action.KEYS_ROTATE,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -328,6 +332,19 @@ class Desk:
     async def _rotations(self, request: wire.Rotations, _: Operator) -> Answer:
         return await rotations.listed(self._ask, request)
 
+    async def _carry_out(self, request: wire.CarryOut, operator: Operator) -> Answer:
+        self._port.demand_cut(request.link)
+        answer = await couriers.carry_out(self._ask, request, operator.name)
+        self._port.rotated()
+        return answer
+
+    async def _carry_in(self, request: wire.CarryIn, operator: Operator) -> Answer:
+        with suppress(RemoteProtocolError):  # the vault says so, and journals it
+            self._port.demand_cut(decode_file(request.file).heading.link)
+        answer = await couriers.carry_in(self._ask, request, self._port.people(), operator.name)
+        self._port.rotated()
+        return answer
+
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
 
@@ -474,6 +491,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.RotateKeys: Desk._rotate,
     wire.GiveUpRotations: Desk._give_up,
     wire.Rotations: Desk._rotations,
+    wire.CarryOut: Desk._carry_out,
+    wire.CarryIn: Desk._carry_in,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,
@@ -562,6 +581,10 @@ def _particulars(request: Request) -> Details:
         case wire.GiveUpRotations(local=local, remote=remote, link=link):
             given: Details = {"give_up": True, "local": local, "remote": remote, "link": link}
             return {name: value for name, value in given.items() if value}
+        case wire.CarryOut(local=local, remote=remote, link=link, again=again):
+            return {"local": local, "remote": remote, "link": link, "again": again}
+        case wire.CarryIn(file=file, approvals=approvals):
+            return {"file": hashlib.sha256(file).hexdigest(), "approvals": len(approvals)}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote):
