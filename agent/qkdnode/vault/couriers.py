@@ -162,8 +162,8 @@ def _go_on(store: Store, known: KnownAssociation, request: ExportBundle) -> tupl
     Alice cuts hers with her proposal, which goes before them in the same file.
     """
     state, cut = rotations.go_on(store, known), 0
-    is_new = state.phase is Phase.STEADY and not _waiting(store, known)
-    if is_new and not request.begin:
+    is_new = state.phase is Phase.STEADY and request.begin
+    if state.phase is Phase.STEADY and not request.begin and not _waiting(store, known):
         raise VaultError(f"nothing waits to be carried for {known.association}: no rotation is on the way here")
     if is_new:
         begun = BeginRotation(association=known.association, reason="operator", by=request.by)

@@ -401,8 +401,9 @@ AnyRequest: TypeAlias = (
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
     RotateKeys, GiveUpRotations, Rotations, CarryOut, CarryIn, Scrubbing, ScrubNow, Epochs, RewrapKeys,
-    DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage, ProveEntry,
-    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons, Reconcile,
+    DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
+    ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons,
+    Reconcile,
 )  # fmt: skip
 
 
