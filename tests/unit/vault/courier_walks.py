@@ -5,6 +5,7 @@ approvals of two people or without; or a vault is opened anew. At the end courie
 to the same.
 """
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ class Walk:
         self.rng = random.Random(seed)
         self.pair = Pair(directory)
         self.ends = self.pair.ends
+        self.ends[1].counter._numbers = itertools.count(10**6)  # both draw different ids
         self.pair.stock()
         self.files: list[Carried] = []
         self.heard = [0, 0]  # the newest file of the other end that an end has taken

@@ -1,5 +1,6 @@
 """A rotation by files between two real vaults whose link is cut: lost, repeated, altered, late; and crashes."""
 
+import itertools
 import json
 from typing import Any
 
@@ -9,18 +10,26 @@ import pytest
 import vaults
 from approving import KEYS, PEOPLE, policy
 from couriers import accept_offered, imported, signed, written
-from rotating import begin, carry, offered, opens, outbox, state_of
-from vaults import FIRST, LINK, SECOND_NS, End, Pair, contents
+from rotating import begin, carry, end_rows, offered, opens, outbox, state_of
+from vaults import FIRST, HERE, LINK, SECOND_NS, End, Pair, contents
 
 from qkdnode.access.approvals import Person
 from qkdnode.access.rules import Role
 from qkdnode.errors import ApprovalError, OutOfStockError, PolicyDeniedError, QkdnodeError, VaultError
-from qkdnode.lifecycle.rotation import GRACE_NS, Phase
+from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, PATIENCE_NS, Phase
 from qkdnode.vault import couriers
 from qkdnode.vault.requests import Status
+from qkdnode.vault.rotations import AdvanceRotations, GiveUpRotation
 from qkdnode.vault.scopes import Compromise
 from qkdnode.wire import courier
 from qkdnode.wire.courier import KEY_BITS, decode_file, encode_file
+
+
+@pytest.fixture
+def pair(pair: Pair) -> Pair:
+    """Whose vaults draw different ids."""
+    pair.bob.counter._numbers = itertools.count(10**6)
+    return pair
 
 
 def leaves(end: End, happened: str) -> list[dict[str, Any]]:
@@ -426,3 +435,62 @@ def test_what_seals_a_file_is_out_of_stock_before_anybody_has_the_file(pair: Pai
     spans = [span for (packed,) in rows for span in json.loads(packed)]
     assert spans
     assert not any(a < start + KEY_BITS and b > start for a, b in spans)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_alice_cut_ahead_is_gone_at_both_ends_if_she_gives_up(pair: Pair, heard: bool) -> None:
+    """Whether Bob has had her proposal or hears of it when it is over."""
+    pair.stock()
+    old = pair.ready(count=1)
+    first = written(pair.alice)
+    if heard:
+        imported(pair.bob, first.file)
+    pair.alice.call(GiveUpRotation(association=HERE, reason="operator"))
+    end_rows(pair.alice)
+    imported(pair.bob, written(pair.alice, begin=False).file)
+    end_rows(pair.bob)
+    carry(LINK, pair.alice.call, pair.bob.call)
+    assert {(str(state_of(end).phase), state_of(end).current) for end in pair.ends} == {("steady", 1)}
+    assert offered(pair.alice) == offered(pair.bob) == list(old)
+    to_and_fro(pair, pair.alice)
+    assert {state_of(end).current for end in pair.ends} == {3}, "the number is never used again"
+    assert same_keys(pair) == 6
+    assert agrees(pair)
+
+
+def test_nothing_expires_and_first_keys_are_waited_for_while_the_link_is_cut(pair: Pair) -> None:
+    document = policy("rotate_without_acknowledgement = true", name="qkd")
+    for end in pair.ends:
+        end.apply(document)
+    pair.stock()
+    pair.ready(count=1)
+    imported(pair.bob, written(pair.alice).file)
+    for end in pair.ends:
+        end.counter.ahead_ns += 2 * EXPIRES_NS
+        end.call(AdvanceRotations(link=LINK, cut=True))
+    assert [str(state_of(end).phase) for end in pair.ends] == ["proposed", "agreed"]
+    imported(pair.alice, written(pair.bob).file)
+    imported(pair.bob, written(pair.alice).file)
+    assert state_of(pair.bob).phase is Phase.OFFERED
+    pair.bob.counter.ahead_ns += PATIENCE_NS
+    pair.bob.call(AdvanceRotations(link=LINK, cut=True))
+    assert state_of(pair.bob).phase is Phase.ACKNOWLEDGED, "as its class says"
+    pair.alice.call(AdvanceRotations(link=LINK))
+    assert state_of(pair.alice).phase is Phase.STEADY, "given up once the link is back"
+
+
+def test_allocations_that_waited_go_with_the_first_file(pair: Pair) -> None:
+    """The link was cut while keys of the old generation were agreed."""
+    pair.stock()
+    pair.allocate(pair.alice, 2)
+    pair.allocate(pair.bob, 1)
+    its = written(pair.alice)
+    assert its.state.phase is Phase.PROPOSED
+    imported(pair.bob, its.file)
+    imported(pair.alice, written(pair.bob).file)
+    imported(pair.bob, written(pair.alice).file)
+    assert sorted(offered(pair.alice)) == sorted(offered(pair.bob))
+    assert len(offered(pair.alice)) == 3
+    accept_offered(pair.bob)
+    to_and_fro(pair, pair.bob)
+    assert same_keys(pair) == 6
