@@ -181,7 +181,7 @@ CONTROLS: tuple[Control, ...] = (
         target="supply/attendant",
         owner=protocol.Attendant,
         name="_acknowledge",
-        old="if key_id in sent]",
+        old="if key_id in sent or key_id in withdrawn]",
         new="]",
         inputs=200,
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from approving import policy
 from key_life import BATCH, LINK, End, View, allocation
 
 from fuzz.engine import Violation
@@ -24,14 +25,19 @@ STRETCH = Stretch(BATCH, "alice", 0)
 _KINDS: dict[int, type[Any]] = {BUCKET: Holdings, PAGE: StretchHeld}
 _encode = msgspec.msgpack.encode
 
+DOCUMENT = policy("", name="qkd", purpose="session")
+_kept: list[tempfile.TemporaryDirectory[str]] = []  # it goes with this process
+
 
 @cache
 def bob() -> tuple[End, View]:
     """A vault with one key that is ready, put back before each input."""
-    directory = Path(tempfile.mkdtemp(prefix="qkdnode-fuzz-"))
+    place = tempfile.TemporaryDirectory(prefix="qkdnode-fuzz-")
+    _kept.append(place)
+    directory = Path(place.name)
     (directory / "credential").write_bytes(bytes(range(32)))
-    end = End(BOB, directory)
-    if end._call(ask.AcceptAllocation(link=LINK, allocate=allocation())) != "accepted":
+    end = End(BOB, directory, DOCUMENT)
+    if end._call(ask.AcceptAllocation(link=LINK, allocate=allocation(DOCUMENT))) != "accepted":
         raise Violation("the vault of this target takes no key")
     return end, end._look()
 

@@ -218,6 +218,7 @@ def hashes_outlive_what_they_are_over() -> Iterator[None]:
         yield
 
 
+@contextmanager
 def released_at_any_age() -> Iterator[None]:
     """Timers are late, as on a node with much to end; only the gate is left."""
     due = entitlements.due

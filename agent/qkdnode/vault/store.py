@@ -39,6 +39,7 @@ from qkdnode.vault.stretches import Stretches
 R = TypeVar("R", bound=Record)
 DELIVERED_BOTH = "delivered at both ends"
 UNDER_KEK = "rows under KEK "
+_COUNT_OF_LETTER = {letter: stage.value for letter, stage in STAGE_OF_LETTER.items()}
 _COUNTED = frozenset({"states", "far", "kek"})
 _STATES, _FAR = 2, 3  # where the row of a Bundle has them
 _COUNT = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
@@ -266,8 +267,7 @@ class Store:
         leaf = self._journal(row, happened, outcome, details, named)
         before, row = row, replace(row, generation=generation, leaf=leaf, **changes)
         if not _COUNTED.isdisjoint(changes):
-            self._count(before, -1)
-            self._count(row, 1)
+            self._recount(before, row)
         self.stretches.touch(row)
         mac = self.sealing.mac(row.table, astuple(row))
         self._every.pop(type(row), None)
@@ -345,6 +345,19 @@ class Store:
         self.sealing.forget()
         self.erasures.undo_request()
 
+    def _recount(self, before: Record, row: Record) -> None:
+        if (
+            isinstance(before, Bundle)
+            and isinstance(row, Bundle)
+            and (before.states, before.kek) == (row.states, row.kek)  # news of the far end: half of all changes
+        ):
+            self._counts[DELIVERED_BOTH] += delivered_both(row.states, row.far) - delivered_both(
+                before.states, before.far
+            )
+            return
+        self._count(before, -1)
+        self._count(row, 1)
+
     def _count(self, row: Record, by: int) -> None:
         if isinstance(row, Bundle):
             self._count_keys(row.states, row.far, by)
@@ -353,8 +366,8 @@ class Store:
 
     def _count_keys(self, states: bytes, far: bytes, by: int) -> None:
         for letter in set(states):
-            if (stage := STAGE_OF_LETTER.get(letter)) is not None:
-                self._counts[stage.value] += by * states.count(letter)
+            if (name := _COUNT_OF_LETTER.get(letter)) is not None:
+                self._counts[name] += by * states.count(letter)
         if both := delivered_both(states, far):
             self._counts[DELIVERED_BOTH] += by * both
 
