@@ -60,8 +60,8 @@ CONTROLS: tuple[Control, ...] = (
         target="file/courier",
         owner=vault_couriers,
         name="guarded_request",
-        old="hashlib.sha256(file)",
-        new="hashlib.sha256(file[:25])",
+        old="file_digest(file)",
+        new="file_digest(file[:25])",
     ),
     Control(
         what="a courier carries every kind of message",

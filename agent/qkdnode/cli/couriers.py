@@ -1,6 +1,5 @@
 """`qkdnode rotate --offline | approve | import`: rotations over a link that is cut, by files that a courier carries."""
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from qkdnode.cli.reach import asking, json_option
 from qkdnode.cli.show import moment, print_json
 from qkdnode.control.client import Client
 from qkdnode.errors import ConfigError
-from qkdnode.vault.couriers import guarded_request
+from qkdnode.vault.couriers import file_digest, guarded_request
 from qkdnode.wire.control import CarriedIn, CarryIn, CarryOut, CourierFile, RotationEntry, Rotations
 from qkdnode.wire.courier import MAX_FILE_BYTES, decode_file
 
@@ -93,7 +92,7 @@ def approve(file: Path, operator_file: Path | None, out: Path, valid_hours: floa
         f"{out}: {who} approves that {its.receiver} imports file {its.number} of {its.sender}, about generation "
         f"{its.generation} of {its.remote}:{its.local} over {its.link}, until {moment(expires_ns)}"
     )
-    click.echo(f"digest {hashlib.sha256(data).hexdigest()}: compare it with that of whoever else approves")
+    click.echo(f"digest {file_digest(data)}: compare it with that of whoever else approves")
 
 
 @click.command(name="import")
@@ -170,13 +169,13 @@ def _tell(made: CourierFile, out: Path) -> None:
         f"{out}: number {made.number} for the other end of {its.local}:{its.remote} over {its.link}, {made.messages} "
         f"messages, {made.cut} keys cut; {its.phase}, from generation {its.generation} to {its.number or 'the next'}"
     )
-    click.echo(f"digest {hashlib.sha256(made.file).hexdigest()}: tell it to the other site by another way")
+    click.echo(f"digest {file_digest(made.file)}: tell it to the other site by another way")
 
 
 def _shown(made: CourierFile, out: Path) -> dict[str, object]:
     return {
         "file": str(out),
-        "digest": hashlib.sha256(made.file).hexdigest(),
+        "digest": file_digest(made.file),
         "number": made.number,
         "messages": made.messages,
         "cut": made.cut,

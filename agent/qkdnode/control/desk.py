@@ -8,7 +8,6 @@ has to see it. A stop is done then too, told of in the agent's own log, and coun
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -29,6 +28,7 @@ from qkdnode.errors import AccessDeniedError, ControlError, QkdnodeError, Remote
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import decoys, epochs, extract, inventory, lineage, retirement, revocations, scopes, scrub
+from qkdnode.vault.couriers import file_digest
 from qkdnode.vault.proofs import ProveEntry
 from qkdnode.vault.provenance import ShowProvenance
 from qkdnode.vault.receipts import Destruction
@@ -584,7 +584,7 @@ def _particulars(request: Request) -> Details:
         case wire.CarryOut(local=local, remote=remote, link=link, again=again):
             return {"local": local, "remote": remote, "link": link, "again": again}
         case wire.CarryIn(file=file, approvals=approvals):
-            return {"file": hashlib.sha256(file).hexdigest(), "approvals": len(approvals)}
+            return {"file": file_digest(file), "approvals": len(approvals)}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote):

@@ -105,11 +105,16 @@ class Imported(msgspec.Struct, frozen=True):
     state: RotationState
 
 
+def file_digest(file: bytes) -> str:
+    """By what people name a file to one another."""
+    return hashlib.sha256(file).hexdigest()
+
+
 def guarded_request(file: bytes) -> GuardedRequest:
     """What people approve: that this file is imported at the node that it is for. RemoteProtocolError if it is none."""
     its = courier.decode_file(file).heading
     particulars: dict[str, str | int] = {
-        "file": hashlib.sha256(file).hexdigest(), "number": its.number, "sender": its.sender, "link": its.link,
+        "file": file_digest(file), "number": its.number, "sender": its.sender, "link": its.link,
         "local": its.remote, "remote": its.local, "generation": its.generation,
     }  # fmt: skip
     return GuardedRequest(GUARDED, its.receiver, particulars, "number")
@@ -359,7 +364,7 @@ def _burn(store: Store, link: Link, spot: Spot) -> None:
 def _refusal(request: ImportBundle, error: QkdnodeError) -> Callable[[Store], None]:
     def journal(store: Store) -> None:
         details: dict[str, Detail] = {
-            "file": hashlib.sha256(request.file).hexdigest(),
+            "file": file_digest(request.file),
             "by": store.sealing.pseudonym(request.by.encode()),
             "approvals": len(request.approvals),
             "code": error.refusal if isinstance(error, ApprovalError) else error.code,
@@ -397,7 +402,7 @@ def _told(store: Store, by: str, file: bytes, heading: Heading) -> dict[str, Det
     return {
         "number": heading.number,
         "of": heading.generation,
-        "file": hashlib.sha256(file).hexdigest(),
+        "file": file_digest(file),
         "batch": str(heading.spot.batch),
         "offset": heading.spot.offset_bits,
         "by": store.sealing.pseudonym(by.encode()),
