@@ -8,20 +8,15 @@ from uuid import UUID
 
 import click
 
+from qkdnode.cli.application import as_application
 from qkdnode.cli.subscribe import salted_digest
 from qkdnode.client import AsyncSubscription, Key
 
 
 @click.command(name="fetch")
 @click.argument("key_ids", metavar="KEY_ID...", nargs=-1, required=True, type=click.UUID)
-@click.option("--endpoint", required=True, help="Where the node supplies keys, such as tcp://127.0.0.1:5601.")
-@click.option("--identity", required=True, type=click.Path(path_type=Path), help="The application's NAME.identity.")
-@click.option("--node", required=True, type=click.Path(path_type=Path), help="The node's NAME.public.")
-@click.option("--remote", required=True, help="The application at the far end, which has told the ids.")
-@click.option("--link", required=True, help="The link that the keys come from.")
-@click.option("--size", default=256, show_default=True, help="Key size in bits, a multiple of 8.")
+@as_application
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for all of them.")
-@click.option("--salt", default=None, help="Hexadecimal salt: print a salted digest of each key, to compare two ends.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON line for each id.")
 def command(
     key_ids: tuple[UUID, ...],

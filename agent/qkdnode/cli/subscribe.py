@@ -12,6 +12,7 @@ from uuid import UUID
 
 import click
 
+from qkdnode.cli.application import as_application
 from qkdnode.cli.output import is_writable, until_writable
 from qkdnode.client import AsyncSubscription, EndedKeys, GenerationChange, Key
 from qkdnode.native.secret import LockedBuffer
@@ -28,15 +29,9 @@ def salted_digest(salt: bytes, material: LockedBuffer) -> str:
 
 
 @click.command(name="subscribe")
-@click.option("--endpoint", required=True, help="Where the node supplies keys, such as tcp://127.0.0.1:5601.")
-@click.option("--identity", required=True, type=click.Path(path_type=Path), help="The application's NAME.identity.")
-@click.option("--node", required=True, type=click.Path(path_type=Path), help="The node's NAME.public.")
-@click.option("--remote", required=True, help="The application at the far end.")
-@click.option("--link", required=True, help="The link that the keys come from.")
-@click.option("--size", default=256, show_default=True, help="Key size in bits, a multiple of 8.")
+@as_application
 @click.option("--credit", default=64, show_default=True, help="Keys unacknowledged at most.")
 @click.option("--count", default=0, help="Stop after so many keys (0: never).")
-@click.option("--salt", default=None, help="Hexadecimal salt: print a salted digest of each key, to compare two ends.")
 def command(
     endpoint: str,
     identity: Path,

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -25,7 +25,7 @@ from qkdnode.lifecycle.holdings import (
     unpack_entries,
     unpack_stretch,
 )
-from qkdnode.link.surroundings import Surroundings
+from qkdnode.link.surroundings import Link
 from qkdnode.vault.doubts import Compared, CompareHeld, DoubtList, Doubts, EndDoubts
 from qkdnode.vault.holdings import HeldIn, HoldingsNode, LogPosition, Node
 from qkdnode.wire.messages import (
@@ -49,20 +49,6 @@ QUESTIONS = 2048  # of one comparison: what differs in more places is repaired o
 BURST, PER_S = 64, 100.0  # questions of the peer that are answered
 NUDGED_S = 30.0  # what the peer finds has this end look again no sooner
 INBOX = 64
-
-
-class Link(Protocol):
-    """What a comparison needs of its link."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def peer(self) -> str: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def around(self) -> Surroundings: ...
-    def send_soon(self, message: Message) -> None: ...
 
 
 class ComparisonState(msgspec.Struct, frozen=True):

@@ -6,11 +6,11 @@ Beside the agreement, and without a hold on it: a checkpoint that is not signed 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from qkdnode.access.pace import Pace
 from qkdnode.errors import QkdnodeError
-from qkdnode.link.surroundings import Surroundings
+from qkdnode.link.surroundings import Link
 from qkdnode.vault import requests as ask
 from qkdnode.vault.witnessing import Deposition, Growth, KeepCosignature, NextCheckpoint, Witness
 from qkdnode.wire.messages import Cosigned, CosignWanted, Message, NotCosigned
@@ -27,20 +27,6 @@ FOUND = {
     "rollback": ("AUDIT_ROLLBACK", "has fewer entries than the {cosigned} that were signed before"),
     "invalid": ("PROTOCOL", "is not signed by both of its keys, or not its own"),
 }
-
-
-class Link(Protocol):
-    """What witnessing needs of its link."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def peer(self) -> str: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def around(self) -> Surroundings: ...
-    def send_soon(self, message: Message) -> None: ...
 
 
 class Cosigning:

@@ -1,12 +1,13 @@
-"""What the node gives a link: callables, no adapter's types."""
+"""What the node gives a link, callables and no adapter's types; and what a link gives its parts."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from qkdnode.ids import Association
 from qkdnode.native.secret import SecretBuffer
+from qkdnode.wire.messages import Message
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -23,3 +24,17 @@ class Surroundings(msgspec.Struct, frozen=True):
     # What is known of devices and of the software, for the records of Batches that they make.
     origins: Callable[[tuple[str, ...]], dict[str, str]] = lambda devices: {}
     notify_rotation: Callable[[Association], None] = lambda association: None  # it has gone on
+
+
+class Link(Protocol):
+    """What the parts of a link need of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def peer(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def around(self) -> Surroundings: ...
+    def send_soon(self, message: Message) -> None: ...

@@ -11,9 +11,7 @@ from vaults import LINK, End, Pair, contents, waiting
 
 from qkdnode.errors import VaultError
 from qkdnode.ids import BatchId
-from qkdnode.link import comparison
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import doubts
 from qkdnode.vault import requests as ask
 from qkdnode.vault.doubts import Doubts
 from qkdnode.vault.records import pack_batch
@@ -21,21 +19,7 @@ from qkdnode.vault.revocations import RevokeKeys
 from qkdnode.wire.messages import Delivered, KeysRevoked, Message, StretchHeld
 
 SECOND = BatchId(1, 2)
-
-
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is looked at each hour is looked at every six: a day of waiting is over sooner."""
-    monkeypatch.setattr(comparison, "HOURLY_S", 6 * HOUR_S)
-    monkeypatch.setattr(doubts, "KEPT_LOOKS", 4)
-
-
-@pytest.fixture
-def world(pair: Pair) -> Iterator[World]:
-    pair.stock()
-    made = World(pair)
-    yield made
-    made.loop.close()
+pytestmark = pytest.mark.usefixtures("few_looks")
 
 
 def test_ends_that_agree_ask_one_question_and_change_nothing(world: World) -> None:

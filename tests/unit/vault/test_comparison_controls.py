@@ -20,7 +20,7 @@ from qkdnode.lifecycle.states import Step
 from qkdnode.link import comparison
 from qkdnode.vault import doubts, holdings, links, stretches
 
-few_looks = test_comparison.few_looks  # a fixture
+pytestmark = pytest.mark.usefixtures("few_looks")
 
 
 def a_repair(found: Verdict, **changes: Any) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from qkdnode.ids import BatchId
 from qkdnode.lifecycle.holdings import FAN_OUT, HASH_BYTES, NOTHING, STRETCH_BITS, node_digest, pack_stretch, path_of
 from qkdnode.lifecycle.states import HOLDING, LETTERS, Stage
 from qkdnode.link import comparison
-from qkdnode.vault import doubts
 from qkdnode.vault import requests as ask
 from qkdnode.vault.doubts import CompareHeld
 from qkdnode.vault.holdings import LogPosition
@@ -34,21 +33,7 @@ from qkdnode.wire.messages import (
 )
 
 Answer = Callable[[Message], Message]
-
-
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is looked at each hour is looked at every six: a day of waiting is over sooner."""
-    monkeypatch.setattr(comparison, "HOURLY_S", 6 * HOUR_S)
-    monkeypatch.setattr(doubts, "KEPT_LOOKS", 4)
-
-
-@pytest.fixture
-def world(pair: Pair) -> Iterator[World]:
-    pair.stock()
-    made = World(pair)
-    yield made
-    made.loop.close()
+pytestmark = pytest.mark.usefixtures("few_looks")
 
 
 @pytest.fixture
