@@ -27,7 +27,7 @@ from qkdnode.ids import ALICE, Association, BatchId
 from qkdnode.lifecycle.algorithms import ALGORITHMS, Algorithm, Need, status_of
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.node.control import algorithm_entry
-from qkdnode.node.policy import NodePolicy
+from qkdnode.node.policy import NodePolicy, people_of
 from qkdnode.node.provision import provision_operator
 from qkdnode.vault import requests as ask
 from qkdnode.vault.doubts import rule_of
@@ -117,6 +117,7 @@ class Agent:
         self.paused: dict[str, str] = {}
         self.done: list[tuple[str, ...]] = []
         self.vault_answers = True
+        self.link_is_up = False
         self.looks = 0  # at what both ends hold
         self.trusted_ns = NOW_NS - 3600 * 10**9
         self.alarm: dict[str, Any] = {
@@ -148,6 +149,8 @@ class Agent:
             revoked=lambda links: self.done.append(("revoked", *links)),
             rotated=lambda: self.done.append(("rotated",)),
             supplied=lambda association: self.supplied,
+            demand_cut=self.demand_cut,
+            people=lambda: people_of(self.operators),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -224,6 +227,10 @@ class Agent:
                 detail="healthy",
             ),
         )
+
+    def demand_cut(self, link: str) -> None:
+        if self.link_is_up:
+            raise ControlError(f"link {link!r} is up")
 
     async def everything(self) -> tuple[tuple[Asset, ...], tuple[str, ...]]:
         return ASSETS, ("link line-9",)

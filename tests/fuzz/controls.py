@@ -21,8 +21,9 @@ from qkdnode.distill import batch
 from qkdnode.lifecycle.policy import decision
 from qkdnode.node import provision
 from qkdnode.supply import protocol
+from qkdnode.vault import couriers as vault_couriers
 from qkdnode.vault import doubts, rows
-from qkdnode.wire import codec, supply
+from qkdnode.wire import codec, courier, supply
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,38 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CONTROLS: tuple[Control, ...] = (
+    Control(
+        what="a courier's file may be spelled in two ways",
+        target="file/courier",
+        owner=courier,
+        name="decode_file",
+        old="encode_file(file) != data",
+        new="file is None",
+    ),
+    Control(
+        what="a courier's file is sealed with bits from within a byte on",
+        target="file/courier",
+        owner=courier,
+        name="decode_file",
+        old="file.heading.spot.offset_bits % 8",
+        new="file.heading.spot.offset_bits < 0",
+    ),
+    Control(
+        what="people sign for a courier's file by its beginning",
+        target="file/courier",
+        owner=vault_couriers,
+        name="guarded_request",
+        old="file_digest(file)",
+        new="file_digest(file[:25])",
+    ),
+    Control(
+        what="a courier carries every kind of message",
+        target="file/courier-contents",
+        owner=courier,
+        name="message_of",
+        old="_bodies.get(piece.code)",
+        new="msgspec.msgpack.Decoder(KIND_OF_CODE[piece.code].body) if piece.code in KIND_OF_CODE else None",
+    ),
     Control(
         what="a notice that was never sent counts as noted",
         target="supply/attendant",

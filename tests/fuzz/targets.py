@@ -2,6 +2,7 @@
 
 from fuzz import (
     audits,
+    couriers,
     devices,
     files,
     holdings,
@@ -300,6 +301,25 @@ TARGETS: tuple[Target, ...] = (
         modules=("qkdnode.node.provision",),
         decoders=("node.provision.load_pair",),
         cost=3,
+    ),
+    Target(
+        name="file/courier",
+        run=couriers.take_file,
+        seeds=couriers.file_seeds,
+        mutators=(couriers.as_file, couriers.as_any_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.courier",),
+        decoders=("wire.courier.decode_file",),
+        cost=3,
+    ),
+    Target(
+        name="file/courier-contents",
+        run=couriers.take_contents,
+        seeds=couriers.contents_seeds,
+        mutators=(as_msgpack, as_bytes),
+        allowed=(RemoteProtocolError,),
+        modules=("qkdnode.wire.courier",),
+        decoders=("wire.courier.decode_contents", "wire.courier.message_of"),
     ),
     Target(
         name="file/policy",

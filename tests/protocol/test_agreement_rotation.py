@@ -133,6 +133,21 @@ def test_a_rotation_that_is_over_is_told_to_whoever_supplies() -> None:
     assert end.told.count("payroll") == 2
 
 
+def test_while_the_link_is_cut_the_vault_is_asked_so_and_the_application_hears_of_what_a_courier_brought() -> None:
+    end = Rotating(Phase.AGREED)
+    end.is_open = False
+    end.waited_ns = 5 * PATIENCE_NS
+    end.subscribe(64)
+    end.play(4.0, (1.5, lambda: (setattr(end, "phase", Phase.OFFERED), end.agreement.rotated())))
+    assert {one.cut for _, one in end.of(AdvanceRotations)} == {True}
+    assert end.told_rotations == [HERE, HERE]
+    assert end.of(ask.AllocateKeys) == []
+    assert end.alarms == [], "everybody knows that the link is cut"
+    end = Rotating(Phase.OFFERED)
+    end.play(2.5)
+    assert {one.cut for _, one in end.of(AdvanceRotations)} == {False}
+
+
 def test_one_that_is_begun_while_the_vault_is_asked_is_not_overlooked() -> None:
     end = Rotating(Phase.STEADY)
 

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
+from qkdnode.cli import couriers
 from qkdnode.cli.reach import asking
 from qkdnode.cli.show import console, moment, print_json, table
 from qkdnode.control.client import Client
@@ -22,12 +24,17 @@ LOOK_S = 0.1
 Selection = dict[str, str | None]
 
 
-@click.command(name="rotate")
+@click.command(name="rotate", cls=couriers.WithParts)
 @click.argument("association", required=False)
 @click.option("--link", default=None, help="Those of this link.")
 @click.option("--all", "everything", is_flag=True, help="All of the node.")
 @click.option("--reason", "note", default="", help="Why, for the log.")
 @click.option("--give-up", is_flag=True, help="Give up what no end has cut over to; the old generation goes on.")
+@click.option("--offline", is_flag=True, help="While the link is cut: write a file that a courier carries; see --out.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="With --offline: the file. It must be new.")
+@click.option("--keys", default=32, show_default=True, type=click.IntRange(1, 256), help="With --offline: first keys.")
+@click.option("--size", "size_bits", default=256, show_default=True, type=click.IntRange(8, 65536), help="Of these.")
+@click.option("--again", is_flag=True, help="With --offline: the last file once more, to the byte.")
 @click.option("--wait", "wait_s", default=0.0, show_default=True, help="Wait so many seconds for the end of it.")
 @click.option("--rehearse", is_flag=True, help="Rotate a shadow copy of the same shape instead, and report.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of a rehearsal.")
@@ -39,6 +46,11 @@ def command(
     everything: bool,
     note: str,
     give_up: bool,
+    offline: bool,
+    out: Path | None,
+    keys: int,
+    size_bits: int,
+    again: bool,
     wait_s: float,
     rehearse: bool,
     rounds: int,
@@ -50,13 +62,25 @@ def command(
     ASSOCIATION is LOCAL:REMOTE, or LOCAL for all of an application here. Without one, --link or --all, show how every
     association stands. With --wait the exit status is 1 if one of them has not come to its end by then. With --rehearse
     nothing is rotated: the exit status is 1 if it would not succeed now.
+
+    While a link is cut: `rotate ASSOCIATION --offline --out FILE` at one node, `rotate approve FILE` by two people,
+    `rotate import FILE` at the other node, and so on to and fro.
     """
     chosen = _selection(association, link)
     if rehearse:
-        if give_up or wait_s or note:
-            raise click.UsageError("a rehearsal changes nothing: --give-up, --wait and --reason do not go with it")
+        if give_up or wait_s or note or offline:
+            raise click.UsageError(
+                "a rehearsal changes nothing: --give-up, --offline, --wait and --reason do not go with it"
+            )
         if not (association or link or everything):
             raise click.UsageError("rehearse which? Name an association, --link or --all")
+    if offline:
+        if out is None or give_up or everything or not association:
+            raise click.UsageError("--offline goes with an association and --out FILE")
+        couriers.write_file(client, _all(client, chosen), out, keys, size_bits, again=again, as_json=as_json)
+        return
+    if out is not None or again:
+        raise click.UsageError("--out and --again go with --offline")
     if not (association or link or everything):
         if give_up:
             raise click.UsageError("give up which? Name an association, --link or --all")

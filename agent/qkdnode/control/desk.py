@@ -20,7 +20,7 @@ from qkdnode.access.identities import fingerprint
 from qkdnode.access.pace import Pace
 from qkdnode.access.rules import READS, STOPS, Action, decide
 from qkdnode.access.tally import Tally
-from qkdnode.control import rotations
+from qkdnode.control import couriers, rotations
 from qkdnode.control.conversation import Asked, Operator, Unknown
 from qkdnode.control.port import NodePort
 from qkdnode.control.receipts import destruction_receipt
@@ -28,12 +28,14 @@ from qkdnode.errors import AccessDeniedError, ControlError, QkdnodeError, Remote
 from qkdnode.ids import Association
 from qkdnode.lifecycle.policy.decision import document_digest
 from qkdnode.vault import decoys, epochs, extract, inventory, lineage, retirement, revocations, scopes, scrub
+from qkdnode.vault.couriers import file_digest
 from qkdnode.vault.proofs import ProveEntry
 from qkdnode.vault.provenance import ShowProvenance
 from qkdnode.vault.receipts import Destruction
 from qkdnode.vault.requests import ExplainPolicy, Explanation, PolicyVersion, ShowPolicy
 from qkdnode.wire import control as wire
 from qkdnode.wire.control import Answer, Done, Refused, Request
+from qkdnode.wire.courier import decode_file
 
 PERIOD_S = 300.0
 ACTS_BURST, ACTS_PER_S = 20, 2.0  # of one operator; who goes faster waits
@@ -60,6 +62,8 @@ ACTIONS: dict[type[Request], Action] = {
     wire.GiveUpRotations: Action.KEYS_ROTATE,
     wire.Rotations: Action.KEYS_READ,
     wire.RotationShapes: Action.KEYS_REHEARSE,
+    wire.CarryOut: Action.KEYS_ROTATE,
+    wire.CarryIn: Action.KEYS_ROTATE,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -332,6 +336,19 @@ class Desk:
     async def _shapes(self, request: wire.RotationShapes, _: Operator) -> Answer:
         return await rotations.shapes(self._ask, self._port.supplied, request)
 
+    async def _carry_out(self, request: wire.CarryOut, operator: Operator) -> Answer:
+        self._port.demand_cut(request.link)
+        answer = await couriers.carry_out(self._ask, request, operator.name)
+        self._port.rotated()
+        return answer
+
+    async def _carry_in(self, request: wire.CarryIn, operator: Operator) -> Answer:
+        with suppress(RemoteProtocolError):  # the vault says so, and journals it
+            self._port.demand_cut(decode_file(request.file).heading.link)
+        answer = await couriers.carry_in(self._ask, request, self._port.people(), operator.name)
+        self._port.rotated()
+        return answer
+
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
 
@@ -479,6 +496,8 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.GiveUpRotations: Desk._give_up,
     wire.Rotations: Desk._rotations,
     wire.RotationShapes: Desk._shapes,
+    wire.CarryOut: Desk._carry_out,
+    wire.CarryIn: Desk._carry_in,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,
@@ -567,6 +586,10 @@ def _particulars(request: Request) -> Details:
         case wire.GiveUpRotations(local=local, remote=remote, link=link):
             given: Details = {"give_up": True, "local": local, "remote": remote, "link": link}
             return {name: value for name, value in given.items() if value}
+        case wire.CarryOut(local=local, remote=remote, link=link, again=again):
+            return {"local": local, "remote": remote, "link": link, "again": again}
+        case wire.CarryIn(file=file, approvals=approvals):
+            return {"file": file_digest(file), "approvals": len(approvals)}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
         case wire.ListKeys(local=local, remote=remote) | wire.RotationShapes(local=local, remote=remote):

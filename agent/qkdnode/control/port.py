@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from qkdnode.access.approvals import Person
 from qkdnode.ids import Association
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.wire.control import (
@@ -47,6 +48,8 @@ class NodePort(msgspec.Struct, frozen=True):
     revoked: Callable[[tuple[str, ...]], None]  # keys were; on these links all of a scope: neighbours are told at once
     rotated: Callable[[], None]  # rotations were begun or given up: neighbours are told
     supplied: Callable[[Association], Supplied]
+    demand_cut: Callable[[str], None]  # ControlError if this link is up, or there is none of the name
+    people: Callable[[], tuple[Person, ...]]  # who may approve
     pause: Callable[[str, str], Awaitable[bool]]  # link, by
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns

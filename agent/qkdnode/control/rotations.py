@@ -138,10 +138,11 @@ def _shape(shape: Shape, its: Supplied, minutes: int, load: Counter[tuple[Associ
 
 
 def _page(states: list[RotationState]) -> RotationList:
-    return RotationList(rotations=tuple(map(_entry, states[: wire.PAGE_MAX])))
+    return RotationList(rotations=tuple(map(entry_of, states[: wire.PAGE_MAX])))
 
 
-def _entry(state: RotationState) -> RotationEntry:
+def entry_of(state: RotationState) -> RotationEntry:
+    """How an association stands, as operators are shown it."""
     return RotationEntry(
         local=state.association.local,
         remote=state.association.remote,

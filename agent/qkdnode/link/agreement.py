@@ -216,6 +216,8 @@ class Agreement:
                     if self._link.around.monotonic_ns() - self._announced_ns > RESEND_S * 1e9:
                         await self._announce_ready()
                         self._revocations_sent = False
+                else:
+                    await self._rotate({})
             except VaultError as error:
                 self._link.around.alarm(error.code, self._link.name, str(error))
                 await asyncio.sleep(RETRY_S)
@@ -433,7 +435,9 @@ class Agreement:
         if not self._rotating:
             return
         self._rotating = False  # or again, by whoever begins one meanwhile
-        states: tuple[RotationState, ...] = await self._ask(AdvanceRotations(link=self._link.name))
+        states: tuple[RotationState, ...] = await self._ask(
+            AdvanceRotations(link=self._link.name, cut=not self._link.is_open)
+        )
         self._rotating = self._rotating or bool(states)
         now = {(state.association.local, state.association.remote): state for state in states}
         for key in self._rotations.keys() - now.keys():
@@ -445,7 +449,8 @@ class Agreement:
                 state = self._rotations[key] = await self._prepare(state, key, entitlements)
             if key not in before or before[key].phase is not state.phase:
                 self._tell(state.association)
-            self._watch(state)
+            if self._link.is_open:
+                self._watch(state)
 
     def _tell(self, association: Association) -> None:
         self._link.around.notify_rotation(association)

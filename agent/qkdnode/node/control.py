@@ -27,7 +27,7 @@ from qkdnode.node.algorithms import AlgorithmWatch
 from qkdnode.node.assets import Assets
 from qkdnode.node.clock import ClockCare
 from qkdnode.node.links import NodeLink, associate
-from qkdnode.node.policy import NodePolicy
+from qkdnode.node.policy import NodePolicy, people_of
 from qkdnode.node.rates import SAMPLE_NS, Rates
 from qkdnode.node.recorder import Recorder
 from qkdnode.node.reload import Reading, compare, load_operators
@@ -151,6 +151,8 @@ class NodeControl:
             revoked=self.revoked,
             rotated=self.rotated,
             supplied=self.supplied,
+            demand_cut=self.demand_cut,
+            people=lambda: people_of(self._operators),
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -302,6 +304,14 @@ class NodeControl:
         """Rotations were begun or given up: every link looks after its own."""
         for link in self._node.links.values():
             link.link.agreement.rotated()
+
+    def demand_cut(self, name: str) -> None:
+        """What couriers carry goes over the link while that is up."""
+        if self._link(name).link.is_open:
+            raise ControlError(
+                f"link {name!r} is up: rotations go over it by themselves, and no file is written or imported; see "
+                "`qkdnode rotate`"
+            )
 
     async def pause(self, name: str, by: str) -> bool:
         """Distil no more on a link, durably."""

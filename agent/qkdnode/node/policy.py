@@ -17,6 +17,11 @@ from qkdnode.wire.control import PolicyApply
 ALGORITHMS = usable_by_applications()  # what a class may allow
 
 
+def people_of(operators: Iterable[Operator]) -> tuple[Person, ...]:
+    """Who may approve, as the checks of approvals know them."""
+    return tuple(Person(its.name, its.identity.ed25519, tuple(sorted(its.roles))) for its in operators)
+
+
 class NodePolicy:
     """What the vault says is in force. The vault decides by itself on every key; this is for who is not there yet.
 
@@ -79,15 +84,12 @@ class NodePolicy:
 
     async def apply(self, request: PolicyApply, operators: Iterable[Operator], by: str) -> PolicyVersion:
         """Have a document applied that people have approved; in force when this returns."""
-        people = tuple(
-            Person(operator.name, operator.identity.ed25519, tuple(sorted(operator.roles))) for operator in operators
-        )
         version: PolicyVersion = await self._ask(
             ApplyPolicy(
                 document=request.document,
                 repeats=request.repeats,
                 approvals=request.approvals,
-                people=people,
+                people=people_of(operators),
                 algorithms=ALGORITHMS,
                 by=by,
             )

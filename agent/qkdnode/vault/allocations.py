@@ -75,11 +75,16 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     association = _known(store, request.association)
     if association is None:
         raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
-    link = known_link(store, association.link)
     supplied = generations.to_cut(store, association.number)
     generation = supplied[0] if request.generation is None else request.generation
     if generation not in supplied:
         raise LocalProtocolError(f"no keys of generation {generation} of {request.association} are cut now")
+    return cut_ahead(store, request, association, generation)
+
+
+def cut_ahead(store: Store, request: AllocateKeys, association: KnownAssociation, generation: int) -> tuple[KeyId, ...]:
+    """Cut keys of a generation that the caller knows to be agreed, or proposed in a message that goes before."""
+    count, size, link = request.count, request.size_bits, known_link(store, association.link)
     ids = _cut(store, request, link, association, entitlements.allot(store, association, count, size), generation)
     entitlements.book(store, association, count * size)
     return ids

@@ -83,7 +83,7 @@ def apply_policy(store: Store, request: ApplyPolicy) -> PolicyVersion:
         _demand_sound(store, document, request.algorithms)
         approvals = [decode_approval(data, f"approval {i}") for i, data in enumerate(request.approvals, 1)]
         wanted = guarded_request(store.node, number, previous, document)
-        approved = check_approvals(wanted, approvals, request.people, store.now_ns, _signed)
+        approved = check_approvals(wanted, approvals, request.people, store.now_ns, is_signed)
     except (PolicyError, ApprovalError) as error:
         raise Aftermath(error, _refusal(request, number, document, error)) from None
     row = AppliedPolicy(
@@ -209,7 +209,7 @@ def _still_approved(store: Store, row: AppliedPolicy) -> bool:
         approved = _approvals.decode(row.approvals)
         people = [Person(one.approval.operator, one.ed25519, (one.role,)) for one in approved]
         wanted = guarded_request(store.node, row.number, row.previous, row.document)
-        check_approvals(wanted, [one.approval for one in approved], people, row.applied_ns, _signed)
+        check_approvals(wanted, [one.approval for one in approved], people, row.applied_ns, is_signed)
     except (msgspec.DecodeError, ApprovalError):
         return False
     return True
@@ -272,7 +272,8 @@ def _parsed(data: bytes) -> Document:
     return parse(data)
 
 
-def _signed(key: str, signature: bytes, message: bytes) -> bool:
+def is_signed(key: str, signature: bytes, message: bytes) -> bool:
+    """Whether a signature of an approval is that of a key, as in a NAME.public."""
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -334,6 +334,28 @@ class Generations(Record, frozen=True):
         return f"generation/{self.link}/{self.association}"
 
 
+class Courier(Record, frozen=True):
+    """What couriers carry for an association between the ends of a link that is cut. Both numbers only rise."""
+
+    table: ClassVar[str] = "couriers"
+    key: ClassVar[tuple[str, ...]] = ("association",)
+    topic: ClassVar[str] = "rotations"
+
+    association: int
+    link: str
+    sent: int  # the number of the file that was written last; 0: none
+    file: bytes  # that file
+    spent: bytes  # where the bits were that seal files which the other end may not have imported
+    heard: int  # the number of the file of the other end that was imported last
+    digest: bytes  # SHA-256 of that file
+    answers: bytes  # what the next file says of its messages
+    generation: int = 0
+    leaf: int = 0
+
+    def subject(self, pseudonym: Callable[[bytes], str]) -> str | None:
+        return f"courier/{self.link}/{self.association}"
+
+
 def delivered_both(states: bytes, far: bytes) -> int:
     """How many keys both applications have."""
     here = int.from_bytes(states.translate(_IS_DELIVERED))
@@ -730,10 +752,11 @@ RECORDS: tuple[type[Record], ...] = (
     Witnessed,
     Doubt,
     Generations,
+    Courier,
 )
 _RESERVED = (
     "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
     "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "ending",
-    "generation",
+    "generation", "courier",
 )  # fmt: skip
 RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)

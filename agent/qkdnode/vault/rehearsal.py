@@ -14,9 +14,9 @@ from qkdnode.errors import VaultError
 from qkdnode.ids import Association, other_role
 from qkdnode.lifecycle.rotation import FIRST, Phase
 from qkdnode.lifecycle.states import LETTERS, Stage
-from qkdnode.vault import decoys, entitlements, generations, marks, stock
+from qkdnode.vault import decoys, entitlements, generations, marks, reach
 from qkdnode.vault.batches import known_link
-from qkdnode.vault.records import HELD
+from qkdnode.vault.records import HELD, KnownAssociation
 from qkdnode.vault.requests import Entitle, Entitlement, Request
 from qkdnode.vault.retirement import terms_of
 from qkdnode.vault.rows import read_rows
@@ -42,6 +42,10 @@ SELECT own, states FROM bundles WHERE association = ? AND key_generation = ? AND
 AND (outstanding > 0 OR delivery IS NOT NULL)
 """
 _OF_BUNDLES = "SELECT number, association, mark FROM bundles WHERE number IN ({})"
+_STOCK = """
+SELECT chunks.batch, sum(bits) FROM chunks JOIN batches USING (link, batch)
+WHERE chunks.link = ? AND half = ? AND chunks.state = 'stocked' AND batches.usable GROUP BY chunks.batch
+"""
 _BATCHES = "SELECT count(*) FROM batches WHERE link = ? AND usable"
 _LEAVES = "SELECT position, leaf FROM leaves WHERE position < ? AND position >= ? ORDER BY position DESC"
 
@@ -124,14 +128,21 @@ def show_shape(store: Store, request: ShowShape) -> Shape:
         waiting_here=waiting[1],
         waiting_there=waiting[0],
         all_counted=all_counted,
-        stock_here=stock.usable_bits(store, link.link, link.role),
-        stock_there=stock.usable_bits(store, link.link, other_role(link.role)),
+        stock_here=_stock(store, known, link.role),
+        stock_there=_stock(store, known, other_role(link.role)),
         batches=store.scalar(_BATCHES, link.link),
         held=terms.held,
         goes_without=terms.known is not None and terms.known.rotate_without_acknowledgement,
         now_ns=store.now_ns,
         entitlement=entitlement,
     )
+
+
+def _stock(store: Store, known: KnownAssociation, half: str) -> int:
+    """Bits of a half from which keys of the association may be cut: none of a Batch that is compromised for it."""
+    rows = read_rows(store.connection, (bytes, int), "stock of the vault", _STOCK, known.link, half)
+    reached = (reach.scope_of(store, known.link, batch, known.local, known.remote) for batch, _ in rows)
+    return sum(bits for (_, bits), scope in zip(rows, reached, strict=True) if scope is None)
 
 
 def _waiting(store: Store, association: int, generation: int) -> tuple[tuple[int, int], bool]:

@@ -80,9 +80,13 @@ class GenerationAcknowledged(Request, frozen=True):
 
 
 class AdvanceRotations(Request, frozen=True):
-    """Do what the time has come for. Answer: tuple[RotationState, ...], of a link's rotations that are on the way."""
+    """Do what the time has come for. Answer: tuple[RotationState, ...], of a link's rotations that are on the way.
+
+    `cut`: the link is; nothing expires then, for couriers may be on their way.
+    """
 
     link: str
+    cut: bool = False
 
 
 class ShowRotation(Request, frozen=True):
@@ -192,7 +196,7 @@ def advance_all(store: Store, request: AdvanceRotations) -> tuple[RotationState,
         known = store.get_association(row.association)
         if row.link != request.link or row.phase == Phase.STEADY or known is None:
             continue
-        row = _by_time(store, known, row)
+        row = _by_fact(store, known, row, cut=True) if request.cut else _by_time(store, known, row)
         if row.phase != Phase.STEADY:
             states.append(_state(store, known, row))
     return tuple(states)
@@ -392,14 +396,29 @@ def _unwant(store: Store, row: Generations, reason: str) -> Generations:
     return _change(store, row, "rotation.given_up", {"reason": reason}, **changes)
 
 
-def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generations:
-    """What an end does by itself when its time has come."""
-    phase, now = Phase(row.phase), store.trusted_ns
-    waited = now - row.phase_ns
+def go_on(store: Store, known: KnownAssociation) -> RotationState:
+    """Go on without the link, where time brings a fact; nothing expires while messages are carried by hand."""
+    return _state(store, known, _by_fact(store, known, _row(store, known), cut=True))
+
+
+def _by_fact(store: Store, known: KnownAssociation, row: Generations, *, cut: bool) -> Generations:
+    """What an end does by itself when a fact is there, or is waited for no more. Over a link that is cut the first keys
+    are waited for."""
+    phase, waited = Phase(row.phase), store.trusted_ns - row.phase_ns
     if phase is Phase.CUT and rotation.is_quiet(waited, generations.unpaired(store, known.number, row.current)):
         return _advance(store, known, row, Fact.QUIET)
-    if phase in WAITS_FOR and waited >= rotation.PATIENCE_NS and _goes_without(store, known):
+    waits = phase in WAITS_FOR and not (cut and phase is Phase.AGREED)
+    if waits and waited >= rotation.PATIENCE_NS and _goes_without(store, known):
         return _advance(store, known, row, WAITS_FOR[phase])
+    return row
+
+
+def _by_time(store: Store, known: KnownAssociation, row: Generations) -> Generations:
+    """What an end does by itself when its time has come."""
+    before, row = row, _by_fact(store, known, row, cut=False)
+    if row is not before:
+        return row
+    phase, now = Phase(row.phase), store.trusted_ns
     is_over = now - row.begun_ns >= rotation.EXPIRES_NS
     if is_over and phase is Phase.WANTED:
         return _unwant(store, row, "expired")

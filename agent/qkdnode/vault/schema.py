@@ -225,6 +225,22 @@ CREATE INDEX bundles_of_association ON bundles (association, size_bits, delivery
 CREATE INDEX bundles_outstanding ON bundles (association, outstanding, state) WHERE outstanding AND state = 'held';
 CREATE INDEX bundles_of_generation ON bundles (association, key_generation, number);
 
+-- What couriers carry for an association: the file that was written last, the numbers of files, which only rise, and
+-- what the next one answers. `spent`: where bits were cut that files were sealed with which the other end may not have.
+CREATE TABLE couriers (
+    association INTEGER PRIMARY KEY REFERENCES associations (number),
+    link TEXT NOT NULL,
+    sent INTEGER NOT NULL,
+    file BLOB NOT NULL,
+    spent BLOB NOT NULL,
+    heard INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    answers BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    leaf INTEGER NOT NULL,
+    mac BLOB NOT NULL
+);
+
 -- Which generation of an association's keys is supplied, and the rotation to the next. None: the first, and no other.
 CREATE TABLE generations (
     association INTEGER PRIMARY KEY REFERENCES associations (number),

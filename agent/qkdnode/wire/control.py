@@ -197,6 +197,28 @@ class RotationShapes(Request, frozen=True, kw_only=True, tag="rotate shapes"):
     after: U32 = 0
 
 
+class CarryOut(Request, frozen=True, kw_only=True, tag="rotate export"):
+    """Write what waits for the other end of an association, whose link is cut, into a file for a courier.
+
+    A rotation is begun if none is on the way and `begin` is so. `again`: the last file once more. Answer: CourierFile.
+    """
+
+    local: Name
+    remote: Name
+    link: Name
+    keys: Annotated[int, Meta(ge=1, le=256)] = 32
+    size_bits: Annotated[int, Meta(ge=8, le=65536, multiple_of=8)] = 256
+    begin: bool = True
+    again: bool = False
+
+
+class CarryIn(Request, frozen=True, kw_only=True, tag="rotate import"):
+    """Take what a file of the other end says, as two people have approved. Answer: CarriedIn."""
+
+    file: Annotated[bytes, Meta(max_length=40 * 1024)]
+    approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=4)]
+
+
 class Scrubbing(Request, frozen=True, kw_only=True, tag="keys scrub"):
     """How far the pass over all stored records is. Answer: ScrubStatus."""
 
@@ -356,6 +378,8 @@ AnyRequest: TypeAlias = (
     | Scopes
     | RotateKeys
     | GiveUpRotations
+    | CarryOut
+    | CarryIn
     | Rotations
     | RotationShapes
     | Scrubbing
@@ -386,9 +410,10 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    RotateKeys, GiveUpRotations, Rotations, RotationShapes, Scrubbing, ScrubNow, Epochs, RewrapKeys, DestructionReceipt,
-    ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage, ProveEntry,
-    PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons, Reconcile,
+    RotateKeys, GiveUpRotations, Rotations, RotationShapes, CarryOut, CarryIn, Scrubbing, ScrubNow, Epochs,
+    RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin,
+    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons,
+    Reconcile,
 )  # fmt: skip
 
 
@@ -627,6 +652,28 @@ class ShapeList(Answer, frozen=True, kw_only=True):
 
     shapes: tuple[ShapeEntry, ...]
     next: int | None = None
+
+
+class CourierFile(Answer, frozen=True, kw_only=True):
+    """A file to be carried: its number, how many messages it holds, how many keys were cut for the next generation."""
+
+    file: bytes
+    number: int
+    messages: int
+    cut: int
+    rotation: RotationEntry
+
+
+class CarriedIn(Answer, frozen=True, kw_only=True):
+    """What was imported: `again` if it had been already; messages that were followed, that are left until a later file,
+    and that wait here for the other end."""
+
+    number: int
+    again: bool
+    messages: int
+    left: int
+    waits: int
+    rotation: RotationEntry
 
 
 class ScrubStatus(Answer, frozen=True, kw_only=True):
@@ -916,6 +963,8 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     GiveUpRotations: RotationList,
     Rotations: RotationList,
     RotationShapes: ShapeList,
+    CarryOut: CourierFile,
+    CarryIn: CarriedIn,
     Scrubbing: ScrubStatus,
     ScrubNow: ScrubStatus,
     Epochs: EpochList,

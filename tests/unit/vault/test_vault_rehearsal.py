@@ -15,6 +15,7 @@ from qkdnode.lifecycle.rotation import Phase
 from qkdnode.vault import rehearsal
 from qkdnode.vault.rehearsal import LoadPage, ReadLoad, Shape, ShowShape
 from qkdnode.vault.requests import AllocateKeys, Checkpoint, KeysDelivered, LogHead, PeerDelivered
+from qkdnode.vault.scopes import Compromise
 
 MINUTE_NS = 60 * SECOND_NS
 
@@ -135,3 +136,10 @@ def _version(connection: apsw.Connection) -> Any:
     (version,) = connection.execute("PRAGMA data_version").fetchall()
     connection.execute("BEGIN")
     return version
+
+
+def test_stock_of_a_compromised_batch_is_none_for_a_rotation(pair: Pair) -> None:
+    pair.stock()
+    assert shape_of(pair.alice).stock_here > 0
+    pair.alice.call(Compromise(scope="link", value=LINK, reason="key-compromise", by="olga"))
+    assert (shape_of(pair.alice).stock_here, shape_of(pair.alice).stock_there) == (0, 0)
