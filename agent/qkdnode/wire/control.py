@@ -412,8 +412,8 @@ REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
     RotateKeys, GiveUpRotations, Rotations, RotationShapes, CarryOut, CarryIn, Scrubbing, ScrubNow, Epochs,
     RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons,
-    Reconcile,
+    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due,
+    Comparisons, Reconcile,
 )  # fmt: skip
 
 

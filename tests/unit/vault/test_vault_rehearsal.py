@@ -141,5 +141,5 @@ def _version(connection: apsw.Connection) -> Any:
 def test_stock_of_a_compromised_batch_is_none_for_a_rotation(pair: Pair) -> None:
     pair.stock()
     assert shape_of(pair.alice).stock_here > 0
-    pair.alice.call(Compromise(scope="link", value=LINK, reason="key-compromise", by="olga"))
+    pair.alice.call(Compromise(kind="link", value=LINK, reason="key-compromise", by="olga"))
     assert (shape_of(pair.alice).stock_here, shape_of(pair.alice).stock_there) == (0, 0)
