@@ -19,7 +19,7 @@ from qkdnode.audit.events import AccessEvent
 from qkdnode.channel.operator import OwnOperator, load_operator
 from qkdnode.control.conversation import Operator, Operators
 from qkdnode.control.desk import Desk
-from qkdnode.control.port import NodePort
+from qkdnode.control.port import NodePort, Supplied
 from qkdnode.control.server import ControlServer, Limits
 from qkdnode.control.socket import Credentials, peer_credentials
 from qkdnode.errors import ConfigError, ControlError, DiskFullError
@@ -130,6 +130,7 @@ class Agent:
             "acknowledged_by": None,
             "advice": "check USB load and cable",
         }
+        self.supplied = Supplied("OPEN", True, 256, 64, 64)
         self.policy: NodePolicy
         self.operators: Operators
         self.reloaded: Reloaded | Exception = Reloaded(
@@ -149,6 +150,7 @@ class Agent:
             rotated=lambda: self.done.append(("rotated",)),
             demand_cut=self.demand_cut,
             people=lambda: people_of(self.operators),
+            supplied=lambda association: self.supplied,
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,

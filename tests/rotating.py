@@ -1,82 +1,19 @@
-"""What rotations need of two real vaults and a wire: messages carried, applications played, keys counted."""
+"""What rotations need of two real vaults beside `qkdnode.node.shadow`: operators and applications played."""
 
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from qkdnode.errors import QkdnodeError
 from qkdnode.vault import requests as ask
-from qkdnode.vault.revocations import FollowRevoked
 from qkdnode.vault.rotations import (
     AdvanceRotations,
     BeginRotation,
     EndGenerations,
-    FollowRotation,
     GenerationAcknowledged,
     GenerationPrepared,
     RotationState,
     ShowRotation,
 )
-from qkdnode.wire.messages import (
-    NOT_SETTLED,
-    Allocate,
-    Delivered,
-    KeysRevoked,
-    Message,
-    RotationGivenUp,
-    RotationProposed,
-    RotationStands,
-    RotationWanted,
-)
-
-ROTATION = (RotationWanted, RotationProposed, RotationStands, RotationGivenUp)
-Call = Callable[[Any], Any]
-
-
-def split(packed: bytes) -> tuple[UUID, ...]:
-    """Ids one by one."""
-    return tuple(UUID(bytes=packed[i : i + 16]) for i in range(0, len(packed), 16))
-
-
-def hear(link: str, sender: Call, receiver: Call, message: Message) -> None:
-    """Hand a message of an outbox to the other vault, and what it answers back."""
-    match message:
-        case Allocate():
-            outcome = receiver(ask.AcceptAllocation(link=link, allocate=message))
-            if outcome != NOT_SETTLED:
-                sender(ask.AllocationAnswered(link=link, request=message.request, outcome=outcome))
-            return
-        case Delivered(notice=number):
-            heard = ask.PeerDelivered(
-                link=link, application=message.application, key_ids=split(message.key_ids)
-            )  # fmt: skip
-            receiver(heard)
-        case KeysRevoked(notice=number):
-            receiver(FollowRevoked(link=link, message=message))
-        case RotationWanted() | RotationProposed() | RotationStands() | RotationGivenUp():
-            number = message.notice
-            if not receiver(FollowRotation(link=link, message=message)):
-                return
-        case _:
-            raise ValueError(message)
-    sender(ask.OutboxCleared(link=link, numbers=(number,)))
-
-
-def outbox(link: str, call: Call) -> list[Message]:
-    """What waits for the neighbour."""
-    return [entry.message for entry in call(ask.NeighbourOutbox(link=link, limit=1000))]
-
-
-def carry(link: str, alice: Call, bob: Call, rounds: int = 20) -> None:
-    """Carry everything until nothing waits."""
-    for _ in range(rounds):
-        waiting = [(alice, bob, message) for message in outbox(link, alice)]
-        waiting += [(bob, alice, message) for message in outbox(link, bob)]
-        if not waiting:
-            return
-        for sender, receiver, message in waiting:
-            hear(link, sender, receiver, message)
-    raise AssertionError(f"these wait for ever: {outbox(link, alice)} {outbox(link, bob)}")
 
 
 def state_of(end: Any) -> RotationState:

@@ -23,11 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "vault"))
 
-from rotating import accept, begin, carry, end_rows, look, offered, prepare, state_of
+from rotating import accept, begin, end_rows, look, offered, prepare, state_of
 from vaults import LINK, End, Pair
 
 from qkdnode.ids import BatchId
 from qkdnode.lifecycle.rotation import LINGER_NS, Phase
+from qkdnode.node.shadow import carry
 from qkdnode.vault.requests import AllocateKeys, OpenKeys
 
 ROTATIONS, KEYS = 200, 32

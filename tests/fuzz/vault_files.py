@@ -23,7 +23,18 @@ from fuzz.mutation import as_msgpack, pack
 from qkdnode.errors import QkdnodeError, VaultError
 from qkdnode.ids import PROVISIONED, Association, KeyId
 from qkdnode.native.secret import SecretBuffer
-from qkdnode.vault import agility, assets, extract, inventory, pauses, retirement, revocations, rotations, scopes
+from qkdnode.vault import (
+    agility,
+    assets,
+    extract,
+    inventory,
+    pauses,
+    rehearsal,
+    retirement,
+    revocations,
+    rotations,
+    scopes,
+)
 from qkdnode.vault import requests as ask
 from qkdnode.vault.export_reader import export_audit
 from qkdnode.wire.messages import PadSpan
@@ -218,6 +229,8 @@ def _requests(keys: Iterable[KeyId]) -> tuple[Any, ...]:
         scopes.Scopes(),
         scopes.MoveRows(),
         rotations.Rotations(),
+        rehearsal.ShowShape(association=HERE),
+        rehearsal.ReadLoad(since_ns=0),
         rotations.AdvanceRotations(link=LINK),
         rotations.EndGenerations(),
         revocations.RevocationsUnconfirmed(link=LINK),

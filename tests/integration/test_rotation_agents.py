@@ -29,6 +29,10 @@ def test_both_applications_go_over_to_the_next_generation_while_keys_flow_and_th
     applications = both_applications(site)
     for application in applications:
         wait_for_keys(application, 20)
+    rehearsed = at_alice.answer("rotate", "--all", "--rehearse", "--rounds", "1")
+    assert rehearsed["would_succeed"]
+    assert rehearsed["associations"][0]["load_taken"] > 20
+    assert set(rehearsed["steps"]) == {"agreed", "prepared", "cut", "first_key", "closed", "ended"}
     applications[1].child.send_signal(signal.SIGSTOP)  # it does not accept: the rotation waits
     at_bob.answer("rotate", "app-b:app-a", "--reason", "test")
     offered = at_alice.until(lambda a: a["rotations"][0]["phase"] == "acknowledged", "rotate")["rotations"][0]

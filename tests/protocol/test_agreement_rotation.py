@@ -96,6 +96,18 @@ def test_nothing_is_cut_of_the_next_generation_once_it_is_prepared_or_while_an_a
     assert away.of(ask.AllocateKeys) == []
 
 
+def test_a_rehearsal_hears_of_the_applications_that_are_connected_and_of_no_others() -> None:
+    end = Rotating()
+    assert end.agreement.subscriptions(HERE) == (None, None)
+    end.play(1.0, (0.1, lambda: end.subscribe(64)))
+    here, there = end.agreement.subscriptions(HERE)
+    assert here is not None
+    assert there is not None
+    assert (here.association, here.credit, there.local, there.credit) == (HERE, 64, HERE.remote, 64)
+    end.agreement.subscribed(msgspec.structs.replace(here, connected=False))
+    assert end.agreement.subscriptions(HERE)[0] is None
+
+
 def test_a_rotation_that_waits_alarms_once_a_minute() -> None:
     end = Rotating(Phase.OFFERED)
     end.waited_ns = PATIENCE_NS - 1

@@ -33,6 +33,7 @@ class Action(StrEnum):
     DECOYS_READ = "decoys.read"
     DECOYS_RENEW = "decoys.renew"
     KEYS_ROTATE = "keys.rotate"
+    KEYS_REHEARSE = "keys.rehearse"
     LINK_PAUSE = "link.pause"
     LINK_RESUME = "link.resume"
     NODE_SHUTDOWN = "node.shutdown"
@@ -52,6 +53,7 @@ READS = frozenset(
         Action.DEVICES_READ,
         Action.ALARMS_READ,
         Action.KEYS_READ,
+        Action.KEYS_REHEARSE,
         Action.DECOYS_READ,
         Action.AUDIT_EXPORT,
         Action.POLICY_READ,
@@ -138,6 +140,13 @@ RULES: tuple[Rule, ...] = (
         frozenset({Action.KEYS_ROTATE}),
         frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
         "keys go over to their next generation by the word of who is on duty or answers for them",
+    ),
+    Rule(
+        "rotations-are-rehearsed",
+        Effect.PERMIT,
+        frozenset({Action.KEYS_REHEARSE}),
+        frozenset({Role.OPERATOR, Role.SECURITY_OFFICER}),
+        "who may rotate keys sees what a rehearsal needs: counts of keys, of stock, and of what applications took",
     ),
     Rule(
         "what-is-kept-is-looked-after",

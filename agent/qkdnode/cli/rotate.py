@@ -10,9 +10,15 @@ from qkdnode.cli import couriers
 from qkdnode.cli.reach import asking
 from qkdnode.cli.show import console, moment, print_json, table
 from qkdnode.control.client import Client
-from qkdnode.wire.control import GiveUpRotations, RotateKeys, RotationEntry, Rotations
+from qkdnode.errors import ControlError
+from qkdnode.node.rehearsal import Rehearsed, Report
+from qkdnode.node.rehearsal import rehearse as rehearsed
+from qkdnode.wire.control import GiveUpRotations, RotateKeys, RotationEntry, Rotations, RotationShapes, ShapeEntry
 
 HEADINGS = ("association", "link", "generation", "to", "phase", "neighbour", "since", "reason", "result", "rows")
+REHEARSED = (
+    "association", "link", "first keys", "old keys", "scale", "load", "longest gap", "destroyed unused", "used by one",
+)  # fmt: skip
 STEADY = "steady"
 LOOK_S = 0.1
 Selection = dict[str, str | None]
@@ -30,6 +36,8 @@ Selection = dict[str, str | None]
 @click.option("--size", "size_bits", default=256, show_default=True, type=click.IntRange(8, 65536), help="Of these.")
 @click.option("--again", is_flag=True, help="With --offline: the last file once more, to the byte.")
 @click.option("--wait", "wait_s", default=0.0, show_default=True, help="Wait so many seconds for the end of it.")
+@click.option("--rehearse", is_flag=True, help="Rotate a shadow copy of the same shape instead, and report.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of a rehearsal.")
 @asking
 def command(
     client: Client,
@@ -44,25 +52,33 @@ def command(
     size_bits: int,
     again: bool,
     wait_s: float,
+    rehearse: bool,
+    rounds: int,
     as_json: bool,
 ) -> None:
     """Rotate associations: keys of the next generation are cut at both ends, accepted by both applications, and take
     the place of the present ones without a gap.
 
     ASSOCIATION is LOCAL:REMOTE, or LOCAL for all of an application here. Without one, --link or --all, show how every
-    association stands. With --wait the exit status is 1 if one of them has not come to its end by then.
+    association stands. With --wait the exit status is 1 if one of them has not come to its end by then. With --rehearse
+    nothing is rotated: the exit status is 1 if it would not succeed now.
 
     While a link is cut: `rotate ASSOCIATION --offline --out FILE` at one node, `rotate approve FILE` by two people,
     `rotate import FILE` at the other node, and so on to and fro.
     """
     chosen = _selection(association, link)
     if offline:
-        if out is None or give_up or everything or not association:
+        if out is None or give_up or everything or rehearse or not association:
             raise click.UsageError("--offline goes with an association and --out FILE")
         couriers.write_file(client, _all(client, chosen), out, keys, size_bits, again=again, as_json=as_json)
         return
     if out is not None or again:
         raise click.UsageError("--out and --again go with --offline")
+    if rehearse:
+        if give_up or wait_s or note:
+            raise click.UsageError("a rehearsal changes nothing: --give-up, --wait and --reason do not go with it")
+        if not (association or link or everything):
+            raise click.UsageError("rehearse which? Name an association, --link or --all")
     if not (association or link or everything):
         if give_up:
             raise click.UsageError("give up which? Name an association, --link or --all")
@@ -70,6 +86,9 @@ def command(
         return
     if (association and everything) or (link and everything):
         raise click.UsageError("--all and a choice exclude one another")
+    if rehearse:
+        _rehearse(client, chosen, rounds, as_json)
+        return
     asked = GiveUpRotations(**chosen) if give_up else RotateKeys(**chosen, note=note)
     entries = list(client.ask(asked).rotations)
     if wait_s > 0:
@@ -84,6 +103,50 @@ def _selection(association: str | None, link: str | None) -> Selection:
     if association is not None and (not local or (colon and not remote)):
         raise click.UsageError(f"{association!r} is no LOCAL:REMOTE")
     return {"local": local or None, "remote": remote or None, "link": link}
+
+
+def _rehearse(client: Client, chosen: Selection, rounds: int, as_json: bool) -> None:
+    """Ask for shapes, and rehearse in this process: the agent has no part in it."""
+    entries: list[ShapeEntry] = []
+    after: int | None = 0
+    while after is not None:
+        page = client.ask(
+            RotationShapes(local=chosen["local"], remote=chosen["remote"], link=chosen["link"], after=after)
+        )
+        entries += page.shapes
+        after = page.next
+    if not entries:
+        raise ControlError("there is no association that could be rotated")
+    report = rehearsed(entries, rounds)
+    if as_json:
+        print_json(report)
+    else:
+        _show_report(report)
+    if not report.would_succeed:
+        raise SystemExit(1)
+
+
+def _show_report(report: Report) -> None:
+    out = console()
+    out.print("it would succeed now" if report.would_succeed else "it would NOT succeed now")
+    for finding in report.findings:
+        out.print(f"{'stops it' if finding.blocks else 'mind':8}  {finding.about}: {finding.detail}", markup=False)
+    out.print(
+        f"{report.rounds} rounds in {report.storage}, each {report.duration_s:g} s without network and applications\n"
+    )
+    rows = ((step, its.p50_ms, its.p99_ms, its.max_ms) for step, its in report.steps.items())
+    out.print(table(("step", "p50 ms", "p99 ms", "max ms"), rows))
+    out.print()
+    out.print(
+        table(REHEARSED, ((f"{its.local}:{its.remote}", its.link, *_rehearsed(its)) for its in report.associations))
+    )
+
+
+def _rehearsed(its: Rehearsed) -> tuple[object, ...]:
+    load = f"{its.load_cut} cut, {its.load_taken} taken in {its.load_minutes} min"
+    gap = f"{its.gap_ms:g} ms, {its.dry_minutes} min of the load" if its.gap_ms else "none"
+    scale = "whole" if its.scale == 1 else f"1 for {its.scale:g}"
+    return its.prepared, its.waiting, scale, load, gap, its.destroyed, its.alone
 
 
 def _all(client: Client, chosen: Selection) -> list[RotationEntry]:

@@ -63,6 +63,7 @@ ACTIONS: dict[type[Request], Action] = {
     wire.Rotations: Action.KEYS_READ,
     wire.CarryOut: Action.KEYS_ROTATE,
     wire.CarryIn: Action.KEYS_ROTATE,
+    wire.RotationShapes: Action.KEYS_REHEARSE,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -345,6 +346,9 @@ class Desk:
         self._port.rotated()
         return answer
 
+    async def _shapes(self, request: wire.RotationShapes, _: Operator) -> Answer:
+        return await rotations.shapes(self._ask, self._port.supplied, request)
+
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
 
@@ -493,6 +497,7 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.Rotations: Desk._rotations,
     wire.CarryOut: Desk._carry_out,
     wire.CarryIn: Desk._carry_in,
+    wire.RotationShapes: Desk._shapes,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,
@@ -587,7 +592,7 @@ def _particulars(request: Request) -> Details:
             return {"file": file_digest(file), "approvals": len(approvals)}
         case wire.ClockConfirm(until_ns=until_ns):
             return {"until_ns": until_ns}
-        case wire.ListKeys(local=local, remote=remote):
+        case wire.ListKeys(local=local, remote=remote) | wire.RotationShapes(local=local, remote=remote):
             return {name: value for name, value in (("local", local), ("remote", remote)) if value is not None}
     return {}
 

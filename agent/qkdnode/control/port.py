@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from qkdnode.access.approvals import Person
+from qkdnode.ids import Association
 from qkdnode.vault.requests import PolicyVersion
 from qkdnode.wire.control import (
     AlgorithmList,
@@ -18,6 +19,16 @@ from qkdnode.wire.control import (
     PolicyApply,
     Reloaded,
 )
+
+
+class Supplied(msgspec.Struct, frozen=True):
+    """How an association is supplied now. None: the application is not connected."""
+
+    link_state: str
+    connected: bool  # to the neighbour
+    size_bits: int | None
+    credit_here: int | None
+    credit_there: int | None
 
 
 class NodePort(msgspec.Struct, frozen=True):
@@ -38,6 +49,7 @@ class NodePort(msgspec.Struct, frozen=True):
     rotated: Callable[[], None]  # rotations were begun or given up: neighbours are told
     demand_cut: Callable[[str], None]  # ControlError if this link is up, or there is none of the name
     people: Callable[[], tuple[Person, ...]]  # who may approve
+    supplied: Callable[[Association], Supplied]
     pause: Callable[[str, str], Awaitable[bool]]  # link, by
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns

@@ -165,6 +165,12 @@ class Agreement:
         self._revocations_sent = False
         self.wake()
 
+    def subscriptions(self, association: Association) -> tuple[LocalSubscription | None, Subscription | None]:
+        """What the applications of an association accept, here and at the far end; None: it is not connected."""
+        here = self._local.get((association.local, association.remote))
+        there = self._remote.get((association.remote, association.local))
+        return here if here and here.connected else None, there if there and there.connected else None
+
     def rotated(self) -> None:
         """A rotation was begun, given up or gone on with here."""
         self._rotating = True

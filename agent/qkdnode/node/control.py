@@ -15,11 +15,11 @@ from qkdnode.access.identities import ApplicationIdentity
 from qkdnode.config import Config, load_config
 from qkdnode.control.conversation import Operators
 from qkdnode.control.desk import Desk
-from qkdnode.control.port import NodePort
+from qkdnode.control.port import NodePort, Supplied
 from qkdnode.control.server import ControlServer
 from qkdnode.device.reader import ReaderState
 from qkdnode.errors import ConfigError, ControlError, VaultError
-from qkdnode.ids import ALICE
+from qkdnode.ids import ALICE, Association
 from qkdnode.lifecycle.algorithms import Algorithm, Need, Status, status_of, uses_of
 from qkdnode.link.driver import Link
 from qkdnode.native.secret import locked_mode
@@ -152,6 +152,7 @@ class NodeControl:
             rotated=self.rotated,
             demand_cut=self.demand_cut,
             people=lambda: people_of(self._operators),
+            supplied=self.supplied,
             pause=self.pause,
             resume=self.resume,
             shutdown=self.shutdown,
@@ -254,6 +255,21 @@ class NodeControl:
         now = self._monotonic_ns()
         return tuple(
             [comparison_entry(link.link, await self._ask(Doubts(link=name)), now) for name, link in list(links)]
+        )
+
+    def supplied(self, association: Association) -> Supplied:
+        """How an association is supplied now."""
+        known = self._node.links.get(association.source)
+        if known is None:  # of a link that the configuration has no more
+            return Supplied("not configured", False, None, None, None)
+        link = known.link
+        here, there = link.agreement.subscriptions(association)
+        return Supplied(
+            link_state=link.statistics.state,
+            connected=link.is_open,
+            size_bits=None if here is None else here.size_bits,
+            credit_here=None if here is None else here.credit,
+            credit_there=None if there is None else there.credit,
         )
 
     # --- what is done ----------------------------------------------------------------------------------------------

@@ -210,6 +210,15 @@ class CarryIn(Request, frozen=True, kw_only=True, tag="rotate import"):
     approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=4)]
 
 
+class RotationShapes(Request, frozen=True, kw_only=True, tag="rotate shapes"):
+    """What a rehearsal of a rotation is made from, after the first `after`: counts, no key. Answer: ShapeList."""
+
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+    after: U32 = 0
+
+
 class Scrubbing(Request, frozen=True, kw_only=True, tag="keys scrub"):
     """How far the pass over all stored records is. Answer: ScrubStatus."""
 
@@ -372,6 +381,7 @@ AnyRequest: TypeAlias = (
     | CarryOut
     | CarryIn
     | Rotations
+    | RotationShapes
     | Scrubbing
     | ScrubNow
     | Epochs
@@ -400,7 +410,7 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    RotateKeys, GiveUpRotations, Rotations, CarryOut, CarryIn, Scrubbing, ScrubNow, Epochs, RewrapKeys,
+    RotateKeys, GiveUpRotations, Rotations, CarryOut, CarryIn, RotationShapes, Scrubbing, ScrubNow, Epochs, RewrapKeys,
     DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
     ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons,
     Reconcile,
@@ -620,6 +630,50 @@ class CarriedIn(Answer, frozen=True, kw_only=True):
     left: int
     waits: int
     rotation: RotationEntry
+
+
+class ShapeEntry(Answer, frozen=True, kw_only=True):
+    """The shape of an association's keys and stock, and its load of late: counts alone.
+
+    The load has as many numbers in each list: keys in each of the last minutes, the oldest first.
+    """
+
+    local: str
+    remote: str
+    link: str
+    role: str
+    link_state: str
+    connected: bool  # a session with the neighbour is open
+    phase: str
+    generation: int  # that is supplied
+    key_class: str
+    size_bits: int
+    waiting_here: int  # keys of it with bits, cut here
+    waiting_there: int  # and by the other end
+    all_counted: bool  # false: there are more
+    stock_here: int  # bits of this end's half, for all associations of the link
+    stock_there: int
+    batches: int  # in which they lie
+    credit_here: int | None  # of the subscription here; null: the application is not connected
+    credit_there: int | None  # of the one at the far end
+    room: int  # keys that quotas let be cut
+    allowed: bool  # keys may be cut now
+    rule: str  # that says so, or limits the room
+    reason: str
+    held: bool  # a legal hold: nothing is destroyed
+    goes_without: bool  # an application that is away holds up a rotation for a minute at most
+    minutes: int  # of the load that were read
+    cut_here: tuple[int, ...]
+    cut_there: tuple[int, ...]
+    taken_here: tuple[int, ...]
+    taken_there: tuple[int, ...]
+
+
+class ShapeList(Answer, frozen=True, kw_only=True):
+    """A page of shapes, and the `after` of the next."""
+
+    shapes: tuple[ShapeEntry, ...]
+    next: int | None = None
 
 
 class ScrubStatus(Answer, frozen=True, kw_only=True):
@@ -910,6 +964,7 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     Rotations: RotationList,
     CarryOut: CourierFile,
     CarryIn: CarriedIn,
+    RotationShapes: ShapeList,
     Scrubbing: ScrubStatus,
     ScrubNow: ScrubStatus,
     Epochs: EpochList,

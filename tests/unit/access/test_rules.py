@@ -39,6 +39,12 @@ TABLE: dict[Action, dict[Role, tuple[bool, str]]] = {
         AU: (False, HANDS_OFF),
         MA: (False, DEFAULT_DENY),
     },
+    Action.KEYS_REHEARSE: {
+        OP: (True, "rotations-are-rehearsed"),
+        SO: (True, "rotations-are-rehearsed"),
+        AU: (False, DEFAULT_DENY),
+        MA: (False, DEFAULT_DENY),
+    },
     Action.KEYS_KEEP: {
         OP: (False, DEFAULT_DENY),
         SO: (True, "what-is-kept-is-looked-after"),

@@ -60,6 +60,7 @@ REQUESTS: dict[type[wire.Request], wire.Request] = {
     wire.Algorithms: wire.Algorithms(),
     wire.RotateKeys: wire.RotateKeys(local="app-a", note="a test"),
     wire.Rotations: wire.Rotations(),
+    wire.RotationShapes: wire.RotationShapes(local="app-a"),
 }
 
 

@@ -12,9 +12,10 @@ import structlog
 
 from qkdnode.access.allowlist import AllowList
 from qkdnode.config import decode_config
+from qkdnode.control.port import Supplied
 from qkdnode.device.reader import ReaderState
 from qkdnode.errors import ConfigError, ControlError, DiskFullError
-from qkdnode.ids import ALICE
+from qkdnode.ids import ALICE, Association
 from qkdnode.link.statistics import LinkStatistics
 from qkdnode.node.control import NodeControl
 from qkdnode.node.recorder import Recorder
@@ -228,3 +229,16 @@ def test_a_reload_of_a_file_with_an_error_changes_nothing(tmp_path: Path, text: 
         assert node.told == ([] if text is None else ["reloading", "ready"])  # to the service manager
 
     controlled(scenario, None if text is None else file)
+
+
+def test_how_an_association_is_supplied_is_told_of_links_that_are_there_and_of_others() -> None:
+    async def scenario(node: Node, control: NodeControl, _: Recorder) -> None:
+        about = Association("app-a", "app-b", "line")
+        here = SimpleNamespace(size_bits=512, credit=64)
+        node.driver.is_open = True
+        node.driver.agreement = SimpleNamespace(subscriptions=lambda its: (here if its == about else None, None))
+        assert control.supplied(about) == Supplied("OPEN", True, 512, 64, None)
+        assert control.supplied(Association("app-a", "app-c", "line")) == Supplied("OPEN", True, None, None, None)
+        assert not control.supplied(Association("app-a", "app-b", "gone")).connected
+
+    controlled(scenario, None)

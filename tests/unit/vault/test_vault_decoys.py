@@ -17,6 +17,7 @@ from qkdnode.vault.decoys import RENEWED_AFTER_S, DecoyCount, Decoys, EndDecoys,
 from qkdnode.vault.fetches import FetchKeys
 from qkdnode.vault.inventory import ListKeys, ShowKey
 from qkdnode.vault.records import Bundle
+from qkdnode.vault.rehearsal import LoadPage, ReadLoad, Shape, ShowShape
 from qkdnode.vault.requests import (
     AcceptAllocation,
     ApplicationOutbox,
@@ -126,6 +127,16 @@ def test_decoys_count_for_no_quota_and_wait_for_nobody(decoyed: Pair) -> None:
     assert entitled(decoyed).outstanding == 5
     assert decoyed.alice.call(Outstanding(association=decoyed.alice.association)) == 5
     assert decoyed.bob.call(Status()).application_outbox == 5
+
+
+def test_a_rehearsal_is_told_of_no_decoy(decoyed: Pair) -> None:
+    keep(decoyed)
+    decoyed.ready(decoyed.alice, 2)
+    for end in decoyed.ends:
+        shape: Shape = end.call(ShowShape(association=end.association))
+        assert shape.waiting_here + shape.waiting_there == 2
+        load: LoadPage = end.call(ReadLoad(since_ns=0))
+        assert sum(its.keys for its in load.counts if its.kind.startswith("cut")) == 2
 
 
 def test_decoys_leave_a_quota_as_it_was(pair: Pair) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from rotating import accept, begin, carry, end_rows, hear, look, offered, opens, outbox, prepare, state_of
+from rotating import accept, begin, end_rows, look, offered, opens, prepare, state_of
 from vaults import HERE, LINK, SECOND_NS, End, Pair, contents, waiting
 
 from qkdnode.errors import LocalProtocolError, VaultDamagedError, VaultError
 from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, LINGER_NS, PATIENCE_NS, RETRY_NS, Phase
+from qkdnode.node.shadow import carry, hear, outbox
 from qkdnode.vault import generations
 from qkdnode.vault.inventory import ShowKey
 from qkdnode.vault.records import Bundle
