@@ -67,20 +67,18 @@ def command(
     `rotate import FILE` at the other node, and so on to and fro.
     """
     chosen = _selection(association, link)
-    if rehearse:
-        if give_up or wait_s or note or offline:
-            raise click.UsageError(
-                "a rehearsal changes nothing: --give-up, --offline, --wait and --reason do not go with it"
-            )
-        if not (association or link or everything):
-            raise click.UsageError("rehearse which? Name an association, --link or --all")
     if offline:
-        if out is None or give_up or everything or not association:
+        if out is None or give_up or everything or rehearse or not association:
             raise click.UsageError("--offline goes with an association and --out FILE")
         couriers.write_file(client, _all(client, chosen), out, keys, size_bits, again=again, as_json=as_json)
         return
     if out is not None or again:
         raise click.UsageError("--out and --again go with --offline")
+    if rehearse:
+        if give_up or wait_s or note:
+            raise click.UsageError("a rehearsal changes nothing: --give-up, --wait and --reason do not go with it")
+        if not (association or link or everything):
+            raise click.UsageError("rehearse which? Name an association, --link or --all")
     if not (association or link or everything):
         if give_up:
             raise click.UsageError("give up which? Name an association, --link or --all")

@@ -61,9 +61,9 @@ ACTIONS: dict[type[Request], Action] = {
     wire.RotateKeys: Action.KEYS_ROTATE,
     wire.GiveUpRotations: Action.KEYS_ROTATE,
     wire.Rotations: Action.KEYS_READ,
-    wire.RotationShapes: Action.KEYS_REHEARSE,
     wire.CarryOut: Action.KEYS_ROTATE,
     wire.CarryIn: Action.KEYS_ROTATE,
+    wire.RotationShapes: Action.KEYS_REHEARSE,
     wire.Scrubbing: Action.STATUS_READ,
     wire.ScrubNow: Action.KEYS_KEEP,
     wire.Epochs: Action.STATUS_READ,
@@ -333,9 +333,6 @@ class Desk:
     async def _rotations(self, request: wire.Rotations, _: Operator) -> Answer:
         return await rotations.listed(self._ask, request)
 
-    async def _shapes(self, request: wire.RotationShapes, _: Operator) -> Answer:
-        return await rotations.shapes(self._ask, self._port.supplied, request)
-
     async def _carry_out(self, request: wire.CarryOut, operator: Operator) -> Answer:
         self._port.demand_cut(request.link)
         answer = await couriers.carry_out(self._ask, request, operator.name)
@@ -348,6 +345,9 @@ class Desk:
         answer = await couriers.carry_in(self._ask, request, self._port.people(), operator.name)
         self._port.rotated()
         return answer
+
+    async def _shapes(self, request: wire.RotationShapes, _: Operator) -> Answer:
+        return await rotations.shapes(self._ask, self._port.supplied, request)
 
     async def _scrubbing(self, _: wire.Scrubbing, __: Operator) -> Answer:
         return _scrub(await self._ask(scrub.ScrubProgress()))
@@ -495,9 +495,9 @@ HANDLERS: dict[type[Request], Callable[[Desk, Any, Operator], Awaitable[Answer]]
     wire.RotateKeys: Desk._rotate,
     wire.GiveUpRotations: Desk._give_up,
     wire.Rotations: Desk._rotations,
-    wire.RotationShapes: Desk._shapes,
     wire.CarryOut: Desk._carry_out,
     wire.CarryIn: Desk._carry_in,
+    wire.RotationShapes: Desk._shapes,
     wire.Scrubbing: Desk._scrubbing,
     wire.ScrubNow: Desk._scrub_now,
     wire.Epochs: Desk._epochs,

@@ -47,9 +47,9 @@ class NodePort(msgspec.Struct, frozen=True):
     acknowledge: Callable[[str, str, str], Awaitable[bool]]  # code, subject, by
     revoked: Callable[[tuple[str, ...]], None]  # keys were; on these links all of a scope: neighbours are told at once
     rotated: Callable[[], None]  # rotations were begun or given up: neighbours are told
-    supplied: Callable[[Association], Supplied]
     demand_cut: Callable[[str], None]  # ControlError if this link is up, or there is none of the name
     people: Callable[[], tuple[Person, ...]]  # who may approve
+    supplied: Callable[[Association], Supplied]
     pause: Callable[[str, str], Awaitable[bool]]  # link, by
     resume: Callable[[str, str], Awaitable[bool]]  # link, by
     shutdown: Callable[[str], Awaitable[bool]]  # by; the stop begins after this returns

@@ -82,8 +82,7 @@ HANDLERS: dict[type[Request], Callable[[Store, Any], Any]] = {}
 for _module in (
     links, segments, batches, allocations, keys, outbox, alarms, log, inventory, lineage, extract, pauses, scopes,
     revocations, policies, entitlements, agility, assets, epochs, readback, receipts, scrub, proofs, witnessing,
-    holdings, doubts, fetches, decoys, endings, provenance, retirement, rotations, couriers,
-    rehearsal,
+    holdings, doubts, fetches, decoys, endings, provenance, retirement, rotations, couriers, rehearsal,
 ):  # fmt: skip
     HANDLERS.update(_module.HANDLERS)
 

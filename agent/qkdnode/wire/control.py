@@ -188,15 +188,6 @@ class Rotations(Request, frozen=True, kw_only=True, tag="rotate list"):
     limit: Limit = PAGE_MAX
 
 
-class RotationShapes(Request, frozen=True, kw_only=True, tag="rotate shapes"):
-    """What a rehearsal of a rotation is made from, after the first `after`: counts, no key. Answer: ShapeList."""
-
-    local: Name | None = None
-    remote: Name | None = None
-    link: Name | None = None
-    after: U32 = 0
-
-
 class CarryOut(Request, frozen=True, kw_only=True, tag="rotate export"):
     """Write what waits for the other end of an association, whose link is cut, into a file for a courier.
 
@@ -217,6 +208,15 @@ class CarryIn(Request, frozen=True, kw_only=True, tag="rotate import"):
 
     file: Annotated[bytes, Meta(max_length=40 * 1024)]
     approvals: Annotated[tuple[Annotated[bytes, Meta(max_length=4096)], ...], Meta(max_length=4)]
+
+
+class RotationShapes(Request, frozen=True, kw_only=True, tag="rotate shapes"):
+    """What a rehearsal of a rotation is made from, after the first `after`: counts, no key. Answer: ShapeList."""
+
+    local: Name | None = None
+    remote: Name | None = None
+    link: Name | None = None
+    after: U32 = 0
 
 
 class Scrubbing(Request, frozen=True, kw_only=True, tag="keys scrub"):
@@ -410,10 +410,10 @@ AnyRequest: TypeAlias = (
 )
 REQUESTS: tuple[type[Request], ...] = (
     Status, Links, Devices, Alarms, Acknowledge, ListKeys, ShowKey, ShowLineage, RevokeKeys, CompromiseScope, Scopes,
-    RotateKeys, GiveUpRotations, Rotations, RotationShapes, CarryOut, CarryIn, Scrubbing, ScrubNow, Epochs,
-    RewrapKeys, DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin,
-    ExportPage, ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due,
-    Comparisons, Reconcile,
+    RotateKeys, GiveUpRotations, Rotations, CarryOut, CarryIn, RotationShapes, Scrubbing, ScrubNow, Epochs, RewrapKeys,
+    DestructionReceipt, ShowProvenance, Decoys, RenewDecoys, Pause, Resume, Shutdown, Reload, ExportBegin, ExportPage,
+    ProveEntry, PolicyShow, PolicyExplain, PolicyApply, Assets, Algorithms, ClockShow, ClockConfirm, Due, Comparisons,
+    Reconcile,
 )  # fmt: skip
 
 
@@ -610,6 +610,28 @@ class RotationList(Answer, frozen=True, kw_only=True):
     next: int | None = None
 
 
+class CourierFile(Answer, frozen=True, kw_only=True):
+    """A file to be carried: its number, how many messages it holds, how many keys were cut for the next generation."""
+
+    file: bytes
+    number: int
+    messages: int
+    cut: int
+    rotation: RotationEntry
+
+
+class CarriedIn(Answer, frozen=True, kw_only=True):
+    """What was imported: `again` if it had been already; messages that were followed, that are left until a later file,
+    and that wait here for the other end."""
+
+    number: int
+    again: bool
+    messages: int
+    left: int
+    waits: int
+    rotation: RotationEntry
+
+
 class ShapeEntry(Answer, frozen=True, kw_only=True):
     """The shape of an association's keys and stock, and its load of late: counts alone.
 
@@ -652,28 +674,6 @@ class ShapeList(Answer, frozen=True, kw_only=True):
 
     shapes: tuple[ShapeEntry, ...]
     next: int | None = None
-
-
-class CourierFile(Answer, frozen=True, kw_only=True):
-    """A file to be carried: its number, how many messages it holds, how many keys were cut for the next generation."""
-
-    file: bytes
-    number: int
-    messages: int
-    cut: int
-    rotation: RotationEntry
-
-
-class CarriedIn(Answer, frozen=True, kw_only=True):
-    """What was imported: `again` if it had been already; messages that were followed, that are left until a later file,
-    and that wait here for the other end."""
-
-    number: int
-    again: bool
-    messages: int
-    left: int
-    waits: int
-    rotation: RotationEntry
 
 
 class ScrubStatus(Answer, frozen=True, kw_only=True):
@@ -962,9 +962,9 @@ ANSWERS: dict[type[Request], type[Answer]] = {
     RotateKeys: RotationList,
     GiveUpRotations: RotationList,
     Rotations: RotationList,
-    RotationShapes: ShapeList,
     CarryOut: CourierFile,
     CarryIn: CarriedIn,
+    RotationShapes: ShapeList,
     Scrubbing: ScrubStatus,
     ScrubNow: ScrubStatus,
     Epochs: EpochList,

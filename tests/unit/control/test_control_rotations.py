@@ -69,6 +69,66 @@ def test_pages_tell_where_the_next_begins(node: ControlNode) -> None:
     assert asked(node, wire.Rotations(after=1)).rotations == ()
 
 
+def approvals_of(node: ControlNode, file: bytes) -> tuple[bytes, ...]:
+    """What olga and sven sign for a file."""
+    files = []
+    for name in ("olga", "sven"):
+        with load_operator(node.operators[name]) as operator:
+            approval = approve(guarded_request(file), name, NOW_NS + 10**12, operator.sign)
+            files.append(encode_approval(approval))
+    return tuple(files)
+
+
+def test_a_file_for_a_courier_is_written_and_written_again_while_the_link_is_cut(node: ControlNode) -> None:
+    request = wire.CarryOut(local="app-a", remote="app-b", link=LINK, keys=2)
+    with node.caller() as caller:
+        node.agent.link_is_up = True
+        up = caller.ask(request)
+        assert isinstance(up, Refused)
+        assert "is up" in up.reason
+        node.agent.link_is_up = False
+        said, again = caller.ask(request), caller.ask(msgspec.structs.replace(request, again=True))
+    made, repeated = (wire.decode_answer(request, its.answer) for its in (said, again) if isinstance(its, Done))
+    assert isinstance(made, wire.CourierFile)
+    assert isinstance(repeated, wire.CourierFile)
+    assert (made.number, made.cut, made.rotation.phase) == (1, 2, "proposed")
+    assert repeated.file == made.file
+    heading = decode_file(made.file).heading
+    assert (heading.sender, heading.receiver, heading.link, heading.generation) == ("alice", "bob", LINK, 2)
+    assert node.agent.done == [("rotated",), ("rotated",)]
+    assert [outcome for outcome, _, _ in node.told()] == ["allowed", "failed", "allowed", "allowed"]
+
+
+def test_what_is_imported_needs_two_people_and_the_node_that_it_is_for(node: ControlNode) -> None:
+    heading = Heading("rotation", "bob", "alice", LINK, "app-b", "app-a", 2, 1, Spot(BatchId(9, 9), 0), bytes(12))
+    file = encode_file(File(heading, bytes(64)))
+    with node.caller() as caller:
+        for request, code, words in (
+            (wire.CarryIn(file=b"x", approvals=()), "PROTOCOL_REMOTE", "no courier's bundle"),
+            (wire.CarryIn(file=file, approvals=()), "APPROVAL", "nobody approved it"),
+            (wire.CarryIn(file=file, approvals=approvals_of(node, file)[:1]), "APPROVAL", "only olga"),
+            (wire.CarryIn(file=file, approvals=approvals_of(node, file)), "VAULT", "not in stock here"),
+        ):
+            said = caller.ask(request)
+            assert isinstance(said, Refused)
+            assert said.code == code
+            assert words in said.reason
+    assert node.agent.done == []
+    assert [outcome for outcome, _, _ in node.told()].count("failed") == 1, "the first; the others are counted"
+
+
+@pytest.mark.parametrize("name", ["anna", "max"])
+def test_who_may_not_rotate_may_not_do_it_by_hand_either(node: ControlNode, name: str) -> None:
+    with node.caller(name) as caller:
+        for request in (
+            wire.CarryOut(local="app-a", remote="app-b", link=LINK),
+            wire.CarryIn(file=b"x", approvals=()),
+        ):
+            said = caller.ask(request)
+            assert isinstance(said, Refused)
+            assert said.code == "ACCESS_DENIED"
+
+
 # --- rehearsals ------------------------------------------------------------------------------------------------------
 
 
@@ -138,63 +198,3 @@ def state_of(node: ControlNode) -> str:
     finally:
         file.close()
     return digest.hexdigest()
-
-
-def approvals_of(node: ControlNode, file: bytes) -> tuple[bytes, ...]:
-    """What olga and sven sign for a file."""
-    files = []
-    for name in ("olga", "sven"):
-        with load_operator(node.operators[name]) as operator:
-            approval = approve(guarded_request(file), name, NOW_NS + 10**12, operator.sign)
-            files.append(encode_approval(approval))
-    return tuple(files)
-
-
-def test_a_file_for_a_courier_is_written_and_written_again_while_the_link_is_cut(node: ControlNode) -> None:
-    request = wire.CarryOut(local="app-a", remote="app-b", link=LINK, keys=2)
-    with node.caller() as caller:
-        node.agent.link_is_up = True
-        up = caller.ask(request)
-        assert isinstance(up, Refused)
-        assert "is up" in up.reason
-        node.agent.link_is_up = False
-        said, again = caller.ask(request), caller.ask(msgspec.structs.replace(request, again=True))
-    made, repeated = (wire.decode_answer(request, its.answer) for its in (said, again) if isinstance(its, Done))
-    assert isinstance(made, wire.CourierFile)
-    assert isinstance(repeated, wire.CourierFile)
-    assert (made.number, made.cut, made.rotation.phase) == (1, 2, "proposed")
-    assert repeated.file == made.file
-    heading = decode_file(made.file).heading
-    assert (heading.sender, heading.receiver, heading.link, heading.generation) == ("alice", "bob", LINK, 2)
-    assert node.agent.done == [("rotated",), ("rotated",)]
-    assert [outcome for outcome, _, _ in node.told()] == ["allowed", "failed", "allowed", "allowed"]
-
-
-def test_what_is_imported_needs_two_people_and_the_node_that_it_is_for(node: ControlNode) -> None:
-    heading = Heading("rotation", "bob", "alice", LINK, "app-b", "app-a", 2, 1, Spot(BatchId(9, 9), 0), bytes(12))
-    file = encode_file(File(heading, bytes(64)))
-    with node.caller() as caller:
-        for request, code, words in (
-            (wire.CarryIn(file=b"x", approvals=()), "PROTOCOL_REMOTE", "no courier's bundle"),
-            (wire.CarryIn(file=file, approvals=()), "APPROVAL", "nobody approved it"),
-            (wire.CarryIn(file=file, approvals=approvals_of(node, file)[:1]), "APPROVAL", "only olga"),
-            (wire.CarryIn(file=file, approvals=approvals_of(node, file)), "VAULT", "not in stock here"),
-        ):
-            said = caller.ask(request)
-            assert isinstance(said, Refused)
-            assert said.code == code
-            assert words in said.reason
-    assert node.agent.done == []
-    assert [outcome for outcome, _, _ in node.told()].count("failed") == 1, "the first; the others are counted"
-
-
-@pytest.mark.parametrize("name", ["anna", "max"])
-def test_who_may_not_rotate_may_not_do_it_by_hand_either(node: ControlNode, name: str) -> None:
-    with node.caller(name) as caller:
-        for request in (
-            wire.CarryOut(local="app-a", remote="app-b", link=LINK),
-            wire.CarryIn(file=b"x", approvals=()),
-        ):
-            said = caller.ask(request)
-            assert isinstance(said, Refused)
-            assert said.code == "ACCESS_DENIED"
