@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 from approving import KEYS
 from couriers import accept_offered, imported, signed, written
-from rotating import carry
 from vaults import LINK, Pair
 
 from qkdnode.errors import QkdnodeError
 from qkdnode.lifecycle.rotation import GRACE_NS, Phase
+from qkdnode.node.shadow import carry
 from qkdnode.vault import requests as ask
 from qkdnode.vault.rotations import ShowRotation
 from qkdnode.wire.courier import KEY_BITS, decode_file, encode_file

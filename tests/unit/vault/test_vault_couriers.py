@@ -10,13 +10,14 @@ import pytest
 import vaults
 from approving import KEYS, PEOPLE, policy
 from couriers import accept_offered, imported, signed, written
-from rotating import begin, carry, end_rows, offered, opens, outbox, state_of
+from rotating import begin, end_rows, offered, opens, state_of
 from vaults import FIRST, HERE, LINK, SECOND_NS, End, Pair, contents
 
 from qkdnode.access.approvals import Person
 from qkdnode.access.rules import Role
 from qkdnode.errors import ApprovalError, OutOfStockError, PolicyDeniedError, QkdnodeError, VaultError
 from qkdnode.lifecycle.rotation import EXPIRES_NS, GRACE_NS, PATIENCE_NS, Phase
+from qkdnode.node.shadow import carry, outbox
 from qkdnode.vault import couriers
 from qkdnode.vault.requests import Status
 from qkdnode.vault.rotations import AdvanceRotations, GiveUpRotation
