@@ -1,6 +1,7 @@
 """`python -m simulation`: many runs and all controls; one summary line, and a status other than 0 if anything is wrong.
 
-SIMULATE_SHORT=1 makes it end within a minute. `--seed N` plays one run and tells its story.
+SIMULATE_SHORT=1 makes it end within two minutes: bugs that take long to show are not looked for. `--seed N` plays one
+run and tells its story.
 """
 
 import argparse
@@ -35,11 +36,12 @@ def main() -> int:
         print(*outcome.story, *outcome.breaches, f"digest {outcome.digest}", sep="\n")
         return 1 if outcome.breaches else 0
     began = time.monotonic()
+    controls = [control for control in CONTROLS if not (control.deep and os.environ.get("SIMULATE_SHORT"))]
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 2, mp_context=get_context("spawn")) as pool:
         # The runs are the longest, and of the planted bugs nobody knows beforehand.
         seeds = range(chosen.first, chosen.first + chosen.runs)
         runs = [pool.submit(played, seed, chosen.hours, chosen.faults) for seed in seeds]
-        looks = {control.name: pool.submit(is_found, control.name, CONTROL_SEEDS) for control in CONTROLS}
+        looks = {control.name: pool.submit(is_found, control.name, CONTROL_SEEDS) for control in controls}
         outcomes = [run.result() for run in runs]
         missed = [name for name, look in looks.items() if not look.result()]
     violations = 0
@@ -60,8 +62,8 @@ def main() -> int:
         f"simulate: {chosen.runs} runs, {simulated_h:.0f} simulated hours, {faults} faults, {keys} keys, {told} "
         f"entries told to subscribers, {events} events ({events / max(cpu_s, 1e-9):.0f} events and "
         f"{simulated_h / max(cpu_s, 1e-9):.3f} simulated hours per second and core, with {LIT_S:g} s of light in every "
-        f"{PERIOD_S:g} s), {violations} violations, {len(CONTROLS) - len(missed)} of {len(CONTROLS)} planted bugs "
-        f"caught, {time.monotonic() - began:.0f} s"
+        f"{PERIOD_S:g} s), {violations} violations, {len(controls) - len(missed)} of {len(controls)} planted bugs "
+        f"caught, {len(CONTROLS) - len(controls)} not looked for, {time.monotonic() - began:.0f} s"
     )
     return 1 if violations or missed else 0
 
