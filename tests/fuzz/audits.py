@@ -11,13 +11,14 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from merkle_proofs import inclusion_proof
 from signing import OTHER, PUBLIC, SIGNING
 
 from fuzz.engine import Violation
 from fuzz.mutation import as_bytes, as_json, as_json_lines, moved
 from qkdnode.audit import checkpoint, events, receipt, verifier
 from qkdnode.audit.export import Header, Item, Leaf, SignedCheckpoint, read_export, write_export
-from qkdnode.audit.merkle import Frontier, inclusion_holds, inclusion_proof, leaf_hash
+from qkdnode.audit.merkle import Frontier, inclusion_holds, leaf_hash
 from qkdnode.errors import AuditError
 
 ORIGIN = "node-a.audit"

@@ -166,16 +166,6 @@ def root_over(subtrees: Sequence[bytes]) -> bytes:
     return root
 
 
-def inclusion_proof(leaf_hashes: Sequence[bytes], position: int) -> tuple[bytes, ...]:
-    """That the leaf at `position` is in the tree over `leaf_hashes`."""
-    return tuple(root_of(leaf_hashes[start:end]) for start, end in inclusion_path(position, len(leaf_hashes)))
-
-
-def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> tuple[bytes, ...]:
-    """That the tree over the first `old_size` leaves is a prefix of the whole one."""
-    return tuple(root_of(leaf_hashes[start:end]) for start, end in consistency_path(old_size, len(leaf_hashes)))
-
-
 def inclusion_holds(leaf: bytes, position: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
     """Whether `proof` shows the leaf hash at `position` of the tree of `size` leaves (RFC 9162 section 2.1.3.2)."""
     if not 0 <= position < size or not _are_hashes((leaf, root, *proof)):

@@ -6,8 +6,6 @@ import zmq
 
 from qkdnode.native.secret import SecretBuffer
 
-KEY_TEXT_BYTES = 40
-
 
 class CurveKeys(NamedTuple):
     """One side's key pair: the public half in Z85, the secret half in Z85 in locked memory, not owned."""

@@ -116,13 +116,3 @@ class ClockGuard:
 
     def _standing(self, doubt: Doubt | None) -> Standing:
         return Standing(self._trusted_ns, max(0, self._ahead_ns), doubt, max(0, -self._ahead_ns))
-
-
-def is_due(due_ns: int, standing: Standing) -> bool:
-    """Whether what is due at a time may be done. Never before, by the clock that cannot be set."""
-    return standing.trusted_ns >= due_ns
-
-
-def is_withheld(due_ns: int, standing: Standing) -> bool:
-    """Whether it would be due by the wall clock, which is not believed so far: it waits, and a person is told."""
-    return standing.trusted_ns < due_ns <= standing.trusted_ns + standing.withheld_ns

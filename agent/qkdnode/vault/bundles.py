@@ -32,7 +32,6 @@ from qkdnode.vault.store import Aftermath, Store
 CRYPTO_ERASE = "crypto-erase"  # how keys are destroyed: ciphertext and wrapped data key are deleted
 _AT_ONCE = 128  # ids in one statement
 _FEW = 16
-_SOUND = f"state = '{HELD}'"
 _INDEX = "the index of key ids in the vault"
 # Of another type they do not unseal either, and each is set aside alone.
 _CIPHERTEXTS = """

@@ -40,8 +40,6 @@ ORDER BY number LIMIT 2
 """
 _SIZES = f"SELECT number, length(states) FROM bundles WHERE kek = ? AND state = '{HELD}' ORDER BY number LIMIT ?"
 
-_DATA_KEYS = "SELECT place, CAST(wrapped AS BLOB) FROM keys WHERE place BETWEEN ? AND ?"
-
 
 class RewrapKeys(Request, frozen=True):
     """Wrap data keys anew: by an algorithm, or (`to` is "epoch") those under keys of earlier epochs by the present one.

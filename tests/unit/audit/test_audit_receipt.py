@@ -11,11 +11,12 @@ from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from merkle_proofs import inclusion_proof
 from signing import PUBLIC, SIGNING
 
 from qkdnode.audit import receipt
 from qkdnode.audit.checkpoint import Checkpoint, sign_checkpoint
-from qkdnode.audit.merkle import inclusion_proof, leaf_hash, root_of
+from qkdnode.audit.merkle import leaf_hash, root_of
 from qkdnode.errors import AuditUnreadableError
 
 KEY_ID, OPENING = UUID("10101010-1010-4010-9010-101010101010"), bytes(range(32))

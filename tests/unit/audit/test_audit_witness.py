@@ -4,9 +4,10 @@ import random
 from collections.abc import Callable
 
 import pytest
+from merkle_proofs import consistency_proof
 
 from qkdnode.audit.checkpoint import Checkpoint
-from qkdnode.audit.merkle import EMPTY_ROOT, consistency_proof, root_of
+from qkdnode.audit.merkle import EMPTY_ROOT, root_of
 from qkdnode.audit.witness import NOTHING, Finding, Seen, judge
 
 Log = list[bytes]

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
+from merkle_proofs import consistency_proof, inclusion_proof
 
 from qkdnode.audit.merkle import (
     EMPTY_ROOT,
     Frontier,
     consistency_holds,
-    consistency_proof,
     inclusion_holds,
-    inclusion_proof,
     leaf_hash,
     root_of,
 )

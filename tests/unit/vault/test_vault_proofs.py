@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from merkle_proofs import consistency_proof, inclusion_proof
 from signing import PUBLIC
 from vaults import ALICE, End
 
 from qkdnode.audit import verifier
 from qkdnode.audit.events import LinkEvent
-from qkdnode.audit.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
+from qkdnode.audit.merkle import leaf_hash, root_of
 from qkdnode.errors import LocalProtocolError, VaultDamagedError
 from qkdnode.vault.extract import LogHead
 from qkdnode.vault.proofs import ProveEntry, prove_consistency, prove_inclusion, root_at
