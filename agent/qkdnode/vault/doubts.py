@@ -124,24 +124,19 @@ def doubts(store: Store, request: Doubts) -> DoubtList:
 
 def end_doubts(store: Store, request: EndDoubts) -> int:
     """EndDoubts."""
-    link, ended = known_link(store, request.link), 0
+    link = known_link(store, request.link)
     for doubt in store.find_sound(Doubt, "link = ? AND verdict = ? LIMIT ?", link.link, OLDER_COPY, AT_ONCE):
         doubt = _looked(store, doubt, doubt.verdict, doubt.keys)
-        if not _is_kept(store, doubt):
+        rows = [row for row in _at(store, doubt) if row.places(Stage.QUARANTINED)]
+        if not _is_kept(store, doubt) or any(retirement.terms_of(store, row.class_).held for row in rows):
             continue
-        for row in _at(store, doubt):
-            places = row.places(Stage.QUARANTINED)
-            if places and retirement.terms_of(store, row.class_).held:
-                return 0  # nothing of it is destroyed until nothing holds it
-            if places:
-                ended += len(places)
-                bundles.move(store, Chosen(row, places), Step.DESTROY, Why("vault", f"inventory: {OLDER_COPY}"))
-                revocations.tell(store, link.link, Reason.UNSPECIFIED.value, _letters(store, row.number, places))
-                break  # one notice for a request: its number is of the newest leaf
         store.delete(doubt)
-        if ended:
-            break
-    return ended
+        if rows:  # one notice for a request: its number is of the newest leaf
+            places = rows[0].places(Stage.QUARANTINED)
+            bundles.move(store, Chosen(rows[0], places), Step.DESTROY, Why("vault", f"inventory: {OLDER_COPY}"))
+            revocations.tell(store, link.link, Reason.UNSPECIFIED.value, _letters(store, rows[0].number, places))
+            return len(places)
+    return 0
 
 
 def doubt_all(store: Store, link: Link, why: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from approving import policy
 from comparing import DAY_S, HOUR_S, Side, World
 from vaults import LINK, End, Pair, contents, waiting
 
@@ -13,7 +14,7 @@ from qkdnode.errors import VaultError
 from qkdnode.ids import BatchId
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
-from qkdnode.vault.doubts import Doubts
+from qkdnode.vault.doubts import Doubts, EndDoubts
 from qkdnode.vault.records import pack_batch
 from qkdnode.vault.revocations import RevokeKeys
 from qkdnode.wire.messages import Delivered, KeysRevoked, Message, StretchHeld
@@ -292,6 +293,33 @@ def _greeting(pair: Pair, said: Any, heard: int) -> Any:
 
     stated = replace(said, heard=heard, heard_start=b"another!")
     return Greeting("a", LINK, b"pair", b"a start!", 9, bytes(8), 1, False, "", stated, 0, ())
+
+
+def test_a_hold_on_one_class_does_not_keep_what_an_older_copy_has_of_another(world: World) -> None:
+    pair = world.pair
+    held, free = policy("legal_hold = true", name="held"), policy(name="free")
+    first, rule = (held.index(part) for part in (b"[[class]]", b"[[rule]]"))
+    both_classes = free.replace(b"[[rule]]", held[first:rule] + b"[[rule]]") + b'classes = ["free"]\n'
+    for end in pair.ends:
+        end.apply(held)
+    kept = pair.ready(count=2)
+    for end in pair.ends:
+        end.apply(both_classes)
+    ended = pair.ready(count=2)
+    copy = copied(pair.bob)
+    put_back(pair.bob, copy)
+    pair.bob.open_link()
+    greeting = _greeting(pair, pair.alice.call(ask.StateLink(link=LINK)), heard=7)
+    assert pair.bob.call(ask.AdmitPeer(link=LINK, greeting=greeting)).refused
+    assert {world.bob.stage(key_id) for key_id in (*kept, *ended)} == {"quarantined"}
+    destroyed = 0
+    for _ in range(8):
+        pair.bob.counter.ahead_ns += 4 * 3600 * 10**9
+        while keys := pair.bob.call(EndDoubts(link=LINK)):
+            destroyed += keys
+    assert destroyed == len(ended)
+    assert {world.bob.stage(key_id) for key_id in kept} == {"quarantined"}
+    assert {world.bob.stage(key_id) for key_id in ended} == {"destroyed"}
 
 
 def test_ends_that_are_provisioned_anew_keep_what_both_have(world: World) -> None:
