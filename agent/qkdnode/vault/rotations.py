@@ -108,7 +108,7 @@ class EndGenerations(Request, frozen=True):
 class RotateDue(Request, frozen=True):
     """Begin the rotations that the terms of classes ask for. Answer: tuple[Association, ...], of those begun.
 
-    `deprecated` has the moments from which algorithms are deprecated, `degraded` since when a link is.
+    `deprecated` has the moments from which algorithms are deprecated, `degraded` since when a link is, by the wall clock.
     """
 
     deprecated: dict[str, int]
@@ -245,13 +245,14 @@ def _usage(
         return None
     deprecated = request.deprecated
     moments = [deprecated[name] for name in (*(terms.algorithms or ()), store.wrap_algorithm) if name in deprecated]
+    degraded = request.degraded.get(known.link)
     return rotation.Usage(
         now_ns=store.trusted_ns,
         since_ns=row.since_ns or int(oldest[0][0]),
         keys=store.tallied(f"keys cut of {its}"),
         bits=store.tallied(f"bits cut of {its}"),
         deprecated_ns=max(moments, default=None),
-        degraded_ns=request.degraded.get(known.link),
+        degraded_ns=None if degraded is None else store.trusted_ns - (store.now_ns - degraded),
         given_up_ns=row.phase_ns if row.result not in ("", DONE) else None,
     )
 

@@ -610,6 +610,16 @@ def test_deprecation_and_degradation_begin_a_rotation_where_they_concern_the_key
     assert begun(pair.bob, degraded={LINK: soon}) == "degraded"
 
 
+def test_a_wall_clock_that_is_not_believed_hides_no_degradation(pair: Pair) -> None:
+    pair.stock()
+    pair.alice.apply(policy("on_degraded = true"))
+    pair.ready(count=1)
+    wait(pair, 7200 * SECOND_NS)
+    assert begun(pair.alice) is None
+    pair.alice.counter.ahead_ns -= 7200 * SECOND_NS  # set back: trusted time stays where it was
+    assert begun(pair.alice, degraded={LINK: pair.alice.now_ns - 5 * SECOND_NS}) == "degraded"
+
+
 def test_a_node_without_terms_rotates_nothing(pair: Pair) -> None:
     pair.stock()
     pair.ready(count=3)
