@@ -50,7 +50,7 @@ def associate(store: Store, request: Associate) -> None:
         purpose=request.purpose,
     )
     here, there = (json.dumps(sorted(set(names))) for names in request.services)
-    known = _known(store, wanted)
+    known = entitlements.known_association(store, wanted)
     if known is None:
         number = store.scalar("SELECT coalesce(max(number), 0) + 1 FROM associations")
         row = KnownAssociation(
@@ -72,9 +72,7 @@ def allocate_keys(store: Store, request: AllocateKeys) -> tuple[KeyId, ...]:
     count, size = request.count, request.size_bits
     if count < 1 or size not in SIZES_BITS or len(request.entropy) != ID_BYTES * count:
         raise LocalProtocolError(f"{count} keys of {size} bits with {len(request.entropy)} bytes for ids make no sense")
-    association = _known(store, request.association)
-    if association is None:
-        raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
+    association = entitlements.demand_association(store, request.association)
     supplied = generations.to_cut(store, association.number)
     generation = supplied[0] if request.generation is None else request.generation
     if generation not in supplied:
@@ -95,9 +93,7 @@ def keep_decoys(store: Store, request: KeepDecoys) -> tuple[KeyId, ...]:
     count, size = request.count, request.size_bits
     if count < 0 or size not in SIZES_BITS or len(request.entropy) != ID_BYTES * count:
         raise LocalProtocolError(f"{count} decoys of {size} bits with {len(request.entropy)} bytes for ids: no sense")
-    association = _known(store, request.association)
-    if association is None:
-        raise VaultError(f"association {request.association} is unknown to the vault: subscribe it first")
+    association = entitlements.demand_association(store, request.association)
     link = known_link(store, association.link)
     allotment, due = entitlements.decoys_due(store, association, size)
     decoys.demand_missing(due, count)
@@ -158,7 +154,7 @@ def accept_allocation(store: Store, request: AcceptAllocation) -> str:
     settled = store.get(Batch, link.link, batch)
     if settled is not None and settled.state == PENDING:
         return NOT_SETTLED
-    association = _known(store, Association(allocate.remote, allocate.local, link.link))
+    association = entitlements.known_association(store, Association(allocate.remote, allocate.local, link.link))
     if association is not None and generations.may_come(store, association.number, allocate.generation):
         return NOT_SETTLED  # its proposal is on the way
     reason, outcome, allotment = _refusal(store, association, allocate, settled, half, end), REFUSED, None
@@ -261,12 +257,6 @@ def _refusal(
 def _burn(store: Store, link: str, half: str, batch: bytes, start: int, end: int) -> int:
     start, end = start // 8 * 8, (end + 7) // 8 * 8
     return stock.burn(store, link, half, batch, start, end) if end > start else 0
-
-
-def _known(store: Store, wanted: Association) -> KnownAssociation | None:
-    where = "local = ? AND remote = ? AND source = ?"
-    rows = store.find(KnownAssociation, where, wanted.local, wanted.remote, wanted.source)
-    return rows[0] if rows else None
 
 
 def _shown(store: Store, application: str) -> str:

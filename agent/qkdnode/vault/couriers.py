@@ -7,7 +7,6 @@ imports it. No key travels: both ends cut the keys of the next generation from w
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,7 +124,7 @@ def guarded_request(file: bytes) -> GuardedRequest:
 
 def export_bundle(store: Store, request: ExportBundle) -> Exported:
     """ExportBundle."""
-    known = _demand_known(store, request.association)
+    known = entitlements.demand_association(store, request.association)
     row, link = _row(store, known), known_link(store, known.link)
     if not 1 <= request.keys <= MOST_KEYS or request.size_bits not in allocations.SIZES_BITS:
         raise LocalProtocolError(f"{request.keys} keys of {request.size_bits} bits make no sense")
@@ -137,7 +136,7 @@ def export_bundle(store: Store, request: ExportBundle) -> Exported:
     spot = _find_spot(store, link, known)
     heading = Heading(
         PURPOSE, store.node, link.peer, link.link, known.local, known.remote,
-        state.number or state.current, row.sent + 1, spot, os.urandom(courier.NONCE_BYTES),
+        state.number or state.current, row.sent + 1, spot, _drawn(store, courier.NONCE_BYTES),
     )  # fmt: skip
     plain = _encode(Contents(row.heard, spent, pieces))
     start = spot.offset_bits
@@ -149,7 +148,7 @@ def export_bundle(store: Store, request: ExportBundle) -> Exported:
     file = courier.encode_file(File(heading, sealed))
     details = _told(store, request.by, file, heading) | {"messages": len(pieces), "cut": cut}
     kept = (*spent, spot)[-MOST_SPENT:]
-    _change(store, row, "rotation.exported", details, sent=heading.number, file=file, spent=_encode(kept))
+    store.write(row, "rotation.exported", details, sent=heading.number, file=file, spent=_encode(kept))
     return Exported(file, heading.number, len(pieces), cut, state)
 
 
@@ -157,7 +156,7 @@ def _again(store: Store, known: KnownAssociation, row: Courier, request: ExportB
     if not row.sent:
         raise VaultError(f"no file was ever written for {known.association}: there is none to be written again")
     heading = courier.decode_file(row.file).heading
-    _change(store, row, "rotation.exported_again", _told(store, request.by, row.file, heading))
+    store.write(row, "rotation.exported_again", _told(store, request.by, row.file, heading))
     return Exported(row.file, row.sent, 0, 0, rotations.go_on(store, known))
 
 
@@ -175,7 +174,7 @@ def _go_on(store: Store, known: KnownAssociation, request: ExportBundle) -> tupl
         state = rotations.begin(store, begun)
     if state.phase in (Phase.PROPOSED, Phase.AGREED):
         if not state.outstanding:
-            entropy = _ids(store, request.keys)
+            entropy = _drawn(store, ID_BYTES * request.keys)
             asked = AllocateKeys(
                 association=known.association, count=request.keys, size_bits=request.size_bits, entropy=entropy
             )
@@ -194,8 +193,9 @@ def _prepare(store: Store, known: KnownAssociation) -> None:
         rotations.prepared(store, GenerationPrepared(association=known.association, keys=1))
 
 
-def _ids(store: Store, count: int) -> bytes:
-    with store.sealing.draw(ID_BYTES * count) as drawn, memoryview(drawn) as view:
+def _drawn(store: Store, size: int) -> bytes:
+    """Random bytes that are no secret."""
+    with store.sealing.draw(size) as drawn, memoryview(drawn) as view:
         return view.tobytes()
 
 
@@ -265,7 +265,7 @@ def _imported(store: Store, request: ImportBundle) -> Imported:
         )
     told = _told(store, request.by, request.file, heading) | _approvers(store, approved)
     # Journalled before what follows from it: the row is written anew once the answers are known.
-    row = _change(store, row, "rotation.imported", told, heard=heading.number, digest=digest)
+    row = store.write(row, "rotation.imported", told, heard=heading.number, digest=digest)
     for spot in contents.spent:  # of files that were lost, or came too late
         _burn(store, link, spot)
     answers: list[Message] = []
@@ -286,7 +286,7 @@ def _imported(store: Store, request: ImportBundle) -> Imported:
     spent = _spots.decode(row.spent)[-lost:] if lost else ()
     packed = _encode(tuple(map(courier.piece_of, answers)))
     details: dict[str, Detail] = {"messages": len(answers), "left": left}
-    _change(store, row, "rotation.answered", details, answers=packed, spent=_encode(spent))
+    store.write(row, "rotation.answered", details, answers=packed, spent=_encode(spent))
     _prepare(store, known)
     state, waits = rotations.go_on(store, known), len(_waiting(store, known))
     return Imported(heading.number, False, len(contents.pieces) - left, left, waits, state)
@@ -298,7 +298,7 @@ def _addressee(store: Store, heading: Heading) -> tuple[KnownAssociation, Link]:
         raise VaultError(f"the file is about link {heading.link!r}, which this node does not have")
     if link.peer != heading.sender:
         raise VaultError(f"the file is from node {heading.sender!r}; link {link.link!r} leads to {link.peer!r}")
-    return _demand_known(store, Association(heading.remote, heading.local, heading.link)), link
+    return entitlements.demand_association(store, Association(heading.remote, heading.local, heading.link)), link
 
 
 def _demand_newer(store: Store, known: KnownAssociation, row: Courier, heading: Heading) -> None:
@@ -378,24 +378,11 @@ def _refusal(request: ImportBundle, error: QkdnodeError) -> Callable[[Store], No
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _demand_known(store: Store, wanted: Association) -> KnownAssociation:
-    known = entitlements.known_association(store, wanted)
-    if known is None:
-        raise VaultError(f"association {wanted} is unknown to the vault: is it configured?")
-    return known
-
-
 def _row(store: Store, known: KnownAssociation) -> Courier:
     """The row of an association; not yet written, with leaf -1, if there is none. All must be there that were."""
     found = [row for row in store.every(Courier) if row.association == known.number]
     empty = _encode(())
     return found[0] if found else Courier(known.number, known.link, 0, b"", empty, 0, b"", empty, leaf=-1)
-
-
-def _change(store: Store, row: Courier, happened: str, details: dict[str, Detail], **changes: Any) -> Courier:
-    if row.leaf < 0:
-        return store.create(msgspec.structs.replace(row, leaf=0, **changes), happened, **details)
-    return store.change(row, happened, details, **changes)
 
 
 def _told(store: Store, by: str, file: bytes, heading: Heading) -> dict[str, Detail]:

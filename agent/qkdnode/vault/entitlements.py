@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from qkdnode.audit.events import AccessEvent, Detail
-from qkdnode.errors import PolicyDeniedError
+from qkdnode.errors import PolicyDeniedError, VaultError
 from qkdnode.ids import Association, binding_digest
 from qkdnode.lifecycle.policy import quotas
 from qkdnode.lifecycle.policy.decision import (
@@ -123,6 +123,14 @@ def known_association(store: Store, wanted: Association) -> KnownAssociation | N
     ).fetchall()
     known = store.get_association(rows[0][0]) if rows else None
     return None if known is None or known.association != wanted else known
+
+
+def demand_association(store: Store, wanted: Association) -> KnownAssociation:
+    """As known_association. VaultError if the vault does not know it."""
+    known = known_association(store, wanted)
+    if known is None:
+        raise VaultError(f"association {wanted} is unknown to the vault: is it configured?")
+    return known
 
 
 def accept(store: Store, association: KnownAssociation, allocate: Allocate) -> Allotment | str:

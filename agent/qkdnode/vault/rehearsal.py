@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from qkdnode.audit import events
-from qkdnode.errors import VaultError
 from qkdnode.ids import Association, other_role
 from qkdnode.lifecycle.rotation import FIRST, Phase
 from qkdnode.lifecycle.states import LETTERS, Stage
@@ -106,9 +105,7 @@ class LoadPage(msgspec.Struct, frozen=True):
 
 def show_shape(store: Store, request: ShowShape) -> Shape:
     """ShowShape."""
-    known = entitlements.known_association(store, request.association)
-    if known is None:
-        raise VaultError(f"association {request.association} is unknown to the vault: is it configured?")
+    known = entitlements.demand_association(store, request.association)
     link, row = known_link(store, known.link), generations.of(store, known.number)
     current = FIRST if row is None else row.current
     newest = read_rows(store.connection, (str, int), "a record of bundles in the vault", _NEWEST, known.number)

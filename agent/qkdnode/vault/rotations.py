@@ -108,7 +108,8 @@ class EndGenerations(Request, frozen=True):
 class RotateDue(Request, frozen=True):
     """Begin the rotations that the terms of classes ask for. Answer: tuple[Association, ...], of those begun.
 
-    `deprecated` has the moments from which algorithms are deprecated, `degraded` since when a link is, by the wall clock.
+    `deprecated` has the moments from which algorithms are deprecated, `degraded` since when, by the wall clock, a link
+    is.
     """
 
     deprecated: dict[str, int]
@@ -144,7 +145,7 @@ def begin(store: Store, request: BeginRotation) -> RotationState:
     """BeginRotation."""
     if request.reason not in _REASONS:
         raise LocalProtocolError(f"{request.reason!r} is no reason to rotate: one of {', '.join(sorted(_REASONS))}")
-    known = _demand(store, request.association)
+    known = entitlements.demand_association(store, request.association)
     row = _row(store, known)
     if row.phase == Phase.STEADY:
         by = request.by if request.by == "policy" else f"operator/{store.sealing.pseudonym(request.by.encode())}"
@@ -154,7 +155,7 @@ def begin(store: Store, request: BeginRotation) -> RotationState:
 
 def give_up(store: Store, request: GiveUpRotation) -> RotationState:
     """GiveUpRotation."""
-    known = _demand(store, request.association)
+    known = entitlements.demand_association(store, request.association)
     row = _row(store, known)
     if row.phase == Phase.WANTED:
         row = _unwant(store, row, request.reason)
@@ -173,7 +174,7 @@ def give_up(store: Store, request: GiveUpRotation) -> RotationState:
 
 def prepared(store: Store, request: GenerationPrepared) -> RotationState:
     """GenerationPrepared."""
-    known = _demand(store, request.association)
+    known = entitlements.demand_association(store, request.association)
     row = _row(store, known)
     if row.phase == Phase.AGREED and generations.prepared(store, known.number, row.number) >= max(1, request.keys):
         row = _advance(store, known, row, Fact.PREPARED)
@@ -182,7 +183,7 @@ def prepared(store: Store, request: GenerationPrepared) -> RotationState:
 
 def acknowledged(store: Store, request: GenerationAcknowledged) -> RotationState:
     """GenerationAcknowledged."""
-    known = _demand(store, request.association)
+    known = entitlements.demand_association(store, request.association)
     row = _row(store, known)
     if row.phase == Phase.OFFERED and row.number == request.number:
         row = _advance(store, known, row, Fact.ACKNOWLEDGED)
@@ -500,13 +501,6 @@ def _to_end(row: Generations, generation: int) -> dict[str, Any]:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _demand(store: Store, wanted: Association) -> KnownAssociation:
-    known = entitlements.known_association(store, wanted)
-    if known is None:
-        raise VaultError(f"association {wanted} is unknown to the vault: is it configured?")
-    return known
-
-
 def _row(store: Store, known: KnownAssociation) -> Generations:
     """The row of an association; not yet written, with leaf -1, if there is none."""
     found = generations.of(store, known.number)
@@ -518,9 +512,7 @@ def _row(store: Store, known: KnownAssociation) -> Generations:
 
 def _change(store: Store, row: Generations, happened: str, details: dict[str, Detail], **changes: Any) -> Generations:
     changes = {name: value.value if isinstance(value, Phase) else value for name, value in changes.items()}
-    if row.leaf < 0:
-        return store.create(msgspec.structs.replace(row, leaf=0, **changes), happened, **details)
-    return store.change(row, happened, details, **changes)
+    return store.write(row, happened, details, **changes)
 
 
 def _post(store: Store, known: KnownAssociation, leaf: int, kind: Any, *rest: Any) -> None:

@@ -121,9 +121,7 @@ class Store:
         self.generations: tuple[list[Any], dict[int, Any]] | None = None  # of associations, by their numbers
         self._associations: dict[int, KnownAssociation] = {}
         self._counts: Counter[str] = Counter()
-        self.decoys: set[int] | None = (
-            None  # numbers of Bundles of decoys that hold bits; None until they are looked for
-        )
+        self.decoys: set[int] | None = None  # Bundles of decoys that hold bits, once they are looked for
         self._every: dict[type[Record], list[Any]] = {}
 
     @property
@@ -274,6 +272,12 @@ class Store:
         statement = _update(type(row), tuple(changes))
         self.connection.execute(statement, (*changes.values(), generation, leaf, mac, *self._key(row)))
         return row
+
+    def write(self, row: R, happened: str, details: Mapping[str, Detail], **changes: Any) -> R:
+        """Journal a transition of a row and write it; one that was never written has the leaf -1."""
+        if row.leaf < 0:  # type: ignore[attr-defined]
+            return self.create(replace(row, leaf=0, **changes), happened, **details)
+        return self.change(row, happened, details, **changes)
 
     def remove(self, row: Record, happened: str, /, **details: Detail) -> None:
         """Journal the end of a row and delete it."""

@@ -22,6 +22,7 @@ from qkdnode.vault import couriers
 from qkdnode.vault.requests import Status
 from qkdnode.vault.rotations import AdvanceRotations, GiveUpRotation
 from qkdnode.vault.scopes import Compromise
+from qkdnode.vault.store import Store
 from qkdnode.wire import courier
 from qkdnode.wire.courier import KEY_BITS, decode_file, encode_file
 
@@ -338,13 +339,13 @@ def test_a_crash_in_the_middle_leaves_all_or_nothing(pair: Pair, end: str, monke
     pair.stock()
     its = written(pair.alice)
     before = stock_bits(pair.alice), stock_bits(pair.bob)
-    change = couriers._change
+    write = Store.write
 
     def breaks(*arguments: Any, **changes: Any) -> Any:
-        change(*arguments, **changes)
+        write(*arguments, **changes)
         raise apsw.FullError("the disk is full")
 
-    monkeypatch.setattr(couriers, "_change", breaks)
+    monkeypatch.setattr(Store, "write", breaks)
     with pytest.raises(VaultError):
         written(pair.alice) if end == "alice" else imported(pair.bob, its.file)
     monkeypatch.undo()
