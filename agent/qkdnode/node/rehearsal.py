@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from qkdnode.errors import OutOfStockError, QkdnodeError
+from qkdnode.errors import OutOfStockError, QkdnodeError, VaultError
 from qkdnode.ids import Association
 from qkdnode.lifecycle.rotation import LINGER_NS, PATIENCE_NS, Phase
 from qkdnode.lifecycle.states import Stage
@@ -459,7 +459,9 @@ class Round:
             return 0
         try:
             opened = end.call(ask.OpenKeys(key_ids=tuple(ids[:OPENED_AT_ONCE]), application=its.local))
-        except QkdnodeError:
+        except VaultError as error:
+            if type(error) is not VaultError:  # more than that none of them may go out now
+                raise
             return 0
         opened.material.release()
         end.call(ask.KeysDelivered(application=its.local, key_ids=opened.key_ids, details={}))

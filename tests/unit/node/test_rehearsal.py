@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from qkdnode.errors import DiskFullError
 from qkdnode.lifecycle import rotation
 from qkdnode.lifecycle.rotation import PHASES, Phase
 from qkdnode.node import rehearsal
 from qkdnode.node.rehearsal import STEPS, Player, Report, Round, findings, prepared_keys, rehearse
-from qkdnode.node.shadow import Shadow, shadow
+from qkdnode.node.shadow import End, Shadow, shadow
 from qkdnode.vault import generations
-from qkdnode.vault.requests import Status
+from qkdnode.vault.requests import OpenKeys, Status
 from qkdnode.wire.control import ShapeEntry
 
 MINUTES = 6
@@ -96,6 +97,20 @@ def test_without_stock_for_the_load_applications_go_short_and_the_report_says_fo
     assert its.unserved > 0
     assert its.dry_minutes > 0
     assert its.gap_ms > 0
+
+
+def test_a_disk_that_fails_in_the_shadow_is_not_taken_for_a_lack_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = End.call
+
+    def fails(self: End, request: Any) -> Any:
+        if isinstance(request, OpenKeys):
+            raise DiskFullError("no room on the scratch disk")
+        return call(self, request)
+
+    monkeypatch.setattr(End, "call", fails)
+    report = rehearse([entry()], rounds=1)
+    assert not report.would_succeed
+    assert any("no room on the scratch disk" in finding.detail for finding in report.findings if finding.blocks)
 
 
 def test_no_load_is_said_to_be_none() -> None:
