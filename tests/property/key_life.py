@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import apsw
@@ -29,7 +29,7 @@ from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.lifecycle.policy.decision import terms_digest
 from qkdnode.lifecycle.policy.document import parse
 from qkdnode.lifecycle.reasons import Reason
-from qkdnode.lifecycle.states import STAGES, Stage
+from qkdnode.lifecycle.states import STAGE_OF_LETTER, STAGES, Stage
 from qkdnode.native.secret import SecretBuffer
 from qkdnode.vault import requests as ask
 from qkdnode.vault.core import VaultCore
@@ -74,6 +74,7 @@ TIMED = policy(TERMS, name="qkd", purpose="session")
 DECOY = policy("decoys = 1", name="qkd", purpose="session")
 HELD = policy(f"{TERMS}\nlegal_hold = true", name="qkd", purpose="session")
 
+E = TypeVar("E", bound="End")
 Token = tuple[str, ...]  # a message without its number
 Input = tuple[str, ...]
 
@@ -269,7 +270,7 @@ class End:
         if bundles:
             ((states, far_bytes, outstanding, *times_ns),) = bundles
             times = [None if ns is None else (ns - BASE_NS) // SECOND_NS for ns in times_ns]
-            stage, far = {standing.letter: stage for stage, standing in STAGES.items()}[states[0]], bool(far_bytes[0])
+            stage, far = STAGE_OF_LETTER[states[0]], bool(far_bytes[0])
         offered = bool(self._call(ask.ApplicationOutbox(application=self.association.local)))
         answers = [row[0] for row in rows("SELECT outcome FROM requests")]
         view = View(
@@ -474,12 +475,12 @@ EVERYTHING = (ORDERS, ORDERS)
 
 
 @contextmanager
-def both_ends(document: bytes = TIMED) -> Iterator[tuple[End, End]]:
+def both_ends(document: bytes = TIMED, kind: type[E] = End) -> Iterator[tuple[E, E]]:  # type: ignore[assignment]
     """Both vaults, stocked, under a policy."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "credential").write_bytes(bytes(range(32)))
-        ends = (End(ALICE, directory, document), End(BOB, directory, document))
+        ends = (kind(ALICE, directory, document), kind(BOB, directory, document))
         try:
             yield ends
         finally:

@@ -9,11 +9,10 @@ comes again.
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
+import key_life
 from approving import policy
 from key_life import HERE, KEY, LINK, NODES, End, MemoryDisk, Moment, Violation, allocation
 
@@ -21,7 +20,7 @@ from qkdnode.errors import QkdnodeError
 from qkdnode.ids import ALICE, BOB
 from qkdnode.lifecycle.clockguard import Standing
 from qkdnode.lifecycle.rotation import GRACE_NS, LINGER_NS, Phase
-from qkdnode.lifecycle.states import STAGES, Stage
+from qkdnode.lifecycle.states import STAGE_OF_LETTER, Stage
 from qkdnode.vault import generations
 from qkdnode.vault import requests as ask
 from qkdnode.vault.revocations import FollowRevoked
@@ -49,7 +48,6 @@ from qkdnode.wire.messages import (
 
 Token = tuple[str, ...]
 Input = tuple[str, ...]
-STAGE_OF = {standing.letter: stage for stage, standing in STAGES.items()}
 DOCUMENT = policy("", name="qkd", purpose="session")
 GONE = frozenset({Stage.DEACTIVATED, Stage.DESTROYED})
 
@@ -116,7 +114,7 @@ class RotatingEnd(End):
             state.current,
             state.newest,
             state.ending,
-            STAGE_OF[states[0]],
+            STAGE_OF_LETTER[states[0]],
             bool(far[0]),
             self._opens(),
             frozenset(entries),
@@ -199,15 +197,11 @@ def token_of(message: Message) -> Token:
 @contextmanager
 def both_ends() -> Iterator[tuple[RotatingEnd, RotatingEnd]]:
     """Both vaults; what an end says of the keys that it has cut of the next generation is taken for true."""
-    with TemporaryDirectory() as name, mock.patch.object(generations, "prepared", return_value=1):
-        directory = Path(name)
-        (directory / "credential").write_bytes(bytes(range(32)))
-        ends = (RotatingEnd(ALICE, directory, DOCUMENT), RotatingEnd(BOB, directory, DOCUMENT))
-        try:
-            yield ends
-        finally:
-            for end in ends:
-                end.close()
+    with (
+        mock.patch.object(generations, "prepared", return_value=1),
+        key_life.both_ends(DOCUMENT, RotatingEnd) as ends,
+    ):
+        yield ends
 
 
 class Search:
