@@ -15,7 +15,7 @@ from qkdnode.audit.checkpoint import Checkpoint, Signer, sign_checkpoint, verify
 from qkdnode.audit.events import AnyEvent, Detail, Event
 from qkdnode.audit.merkle import Frontier, Subtree, leaf_hash
 from qkdnode.errors import AuditError, LocalProtocolError, VaultDamagedError
-from qkdnode.vault.records import RESERVED_SUBJECTS
+from qkdnode.vault.records import RESERVED_SUBJECTS, ROW_SUBJECTS
 from qkdnode.vault.rows import read_meta, read_rows
 from qkdnode.vault.sealing import Sealing
 from qkdnode.wire.events import CHECKPOINT, TOPIC_PATTERN
@@ -117,8 +117,15 @@ class Journal:
         details: Mapping[str, Detail],
         outcome: str = "done",
         keys: tuple[str, ...] = (),
+        *,
+        of_row: bool = False,
     ) -> int:
-        """Journal one event, with the pseudonyms of the keys that are concerned; the position of its leaf."""
+        """Journal one event, with the pseudonyms of the keys that are concerned; the position of its leaf.
+
+        LocalProtocolError if it takes the name of a row and is not `of_row`: the row would look like an old one.
+        """
+        if not of_row and subject.startswith(ROW_SUBJECTS):
+            raise LocalProtocolError(f"{happened} would be the newest leaf of {subject}, which is a row of the vault")
         number = self._topics.get(topic, 0) + 1
         event: Any = kind(
             time_ns=self.now_ns,

@@ -754,9 +754,10 @@ RECORDS: tuple[type[Record], ...] = (
     Generations,
     Courier,
 )
-_RESERVED = (
-    "link", "segment", "batch", "chunk", "association", "bundle", "key", "request", "pause", "scope", "tombstone",
-    "duty", "class", "alarm", "policy", "day", "asset", "epoch", "rewrap", "erasure", "scrub", "witnessed", "ending",
-    "generation", "courier",
+_OF_ROWS = (
+    "link", "segment", "batch", "chunk", "association", "bundle", "request", "pause", "scope", "tombstone", "duty",
+    "class", "asset", "alarm", "policy", "epoch", "rewrap", "witnessed", "generation", "courier",
 )  # fmt: skip
-RESERVED_SUBJECTS = tuple(f"{name}/" for name in _RESERVED)
+# The newest leaf of such a subject is that of the row of this name: no other leaf may have one.
+ROW_SUBJECTS = tuple(f"{name}/" for name in _OF_ROWS)
+RESERVED_SUBJECTS = (*ROW_SUBJECTS, "key/", "day/", "erasure/", "scrub/", "ending/")  # the vault's

@@ -403,7 +403,7 @@ class Store:
         topic = row.heading if link is None else f"{row.heading}.{link}"
         kind: type[Event] = row.event
         keys = self.sealing.pseudonyms(named)
-        return self.journal.record(kind, topic, happened, subject, details, outcome, keys)
+        return self.journal.record(kind, topic, happened, subject, details, outcome, keys, of_row=True)
 
     def _verified(self, record: type[R], row: tuple[Any, ...]) -> R:
         found = self._genuine(record, row)
