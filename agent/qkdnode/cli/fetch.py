@@ -3,12 +3,11 @@
 import asyncio
 import json
 import sys
-from pathlib import Path
 from uuid import UUID
 
 import click
 
-from qkdnode.cli.application import as_application
+from qkdnode.cli.application import Application, as_application
 from qkdnode.cli.subscribe import salted_digest
 from qkdnode.client import AsyncSubscription, Key
 
@@ -18,34 +17,14 @@ from qkdnode.client import AsyncSubscription, Key
 @as_application
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for all of them.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON line for each id.")
-def command(
-    key_ids: tuple[UUID, ...],
-    endpoint: str,
-    identity: Path,
-    node: Path,
-    remote: str,
-    link: str,
-    size: int,
-    timeout: float,
-    salt: str | None,
-    as_json: bool,
-) -> None:
+def command(application: Application, key_ids: tuple[UUID, ...], timeout: float, as_json: bool) -> None:
     """Fetch the keys KEY_ID..., which the node then has no more. Exit 1 if the node has no key under one of the ids.
 
     It does not say whether there is none, not yet, no more, or not for this application.
     """
-    prefix = bytes.fromhex(salt) if salt is not None else None
-    subscription = AsyncSubscription(
-        endpoint,
-        identity=identity,
-        node=node,
-        remote=remote,
-        link=link,
-        size_bits=size,
-        credit=max(64, len(key_ids)),
-        pushed=False,
-    )
-    refused = asyncio.run(_fetch(subscription, list(dict.fromkeys(key_ids)), timeout, prefix, as_json))
+    subscription = application.subscription(credit=max(64, len(key_ids)), pushed=False)
+    wanted = list(dict.fromkeys(key_ids))
+    refused = asyncio.run(_fetch(subscription, wanted, timeout, application.salt, as_json))
     sys.exit(1 if refused else 0)
 
 

@@ -7,12 +7,11 @@ import resource
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from uuid import UUID
 
 import click
 
-from qkdnode.cli.application import as_application
+from qkdnode.cli.application import Application, as_application
 from qkdnode.cli.output import is_writable, until_writable
 from qkdnode.client import AsyncSubscription, EndedKeys, GenerationChange, Key
 from qkdnode.native.secret import LockedBuffer
@@ -32,35 +31,18 @@ def salted_digest(salt: bytes, material: LockedBuffer) -> str:
 @as_application
 @click.option("--credit", default=64, show_default=True, help="Keys unacknowledged at most.")
 @click.option("--count", default=0, help="Stop after so many keys (0: never).")
-def command(
-    endpoint: str,
-    identity: Path,
-    node: Path,
-    remote: str,
-    link: str,
-    size: int,
-    credit: int,
-    count: int,
-    salt: str | None,
-) -> None:
+def command(application: Application, credit: int, count: int) -> None:
     """Fetch keys and print a JSON line for each: its id and size, and a salted digest if asked for.
 
     And a line for keys that were given before and are out of use now, with what became of them and why.
     """
-    prefix = bytes.fromhex(salt) if salt is not None else None
     ended: asyncio.Queue[EndedKeys] = asyncio.Queue()
-    subscription = AsyncSubscription(
-        endpoint,
-        identity=identity,
-        node=node,
-        remote=remote,
-        link=link,
-        size_bits=size,
+    subscription = application.subscription(
         credit=credit,
         on_ended=lambda its: ended.put_nowait(its),
         on_generation=_print_generation,
     )
-    received = asyncio.run(_fetch(subscription, count, prefix, ended))
+    received = asyncio.run(_fetch(subscription, count, application.salt, ended))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if is_writable(LAST_LINE_S):
         print(json.dumps({"received": received, "rss_mib": round(peak, 1)}), flush=True)
@@ -92,6 +74,9 @@ async def _fetch(
             asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
         with suppress(asyncio.CancelledError):
             await taking
+        with suppress(TimeoutError):  # the node tells no more of what was noted: it is printed before the end
+            async with asyncio.timeout(LAST_LINE_S):
+                await ended.join()
         telling.cancel()
     return received
 
@@ -103,6 +88,7 @@ async def _tell(ended: "asyncio.Queue[EndedKeys]") -> None:
         for start in range(0, len(its.key_ids), IDS_IN_A_LINE):
             await until_writable()
             _print_ended(its, its.key_ids[start : start + IDS_IN_A_LINE])
+        ended.task_done()
 
 
 def _print_ended(ended: EndedKeys, key_ids: tuple[UUID, ...]) -> None:
