@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -367,53 +368,42 @@ class Agreement:
 
     async def _cut(self, local: LocalSubscription, count: int, generation: int) -> bool:
         """Cut keys of a generation from this end's half; whether it makes sense to go on with others."""
+        request = partial(ask.AllocateKeys, association=local.association, count=count, size_bits=local.size_bits)
         try:
-            with self._link.around.draw(16 * count) as ids, memoryview(ids) as view:
-                entropy = view.tobytes()
-            await self._ask(
-                ask.AllocateKeys(
-                    association=local.association,
-                    count=count,
-                    size_bits=local.size_bits,
-                    entropy=entropy,
-                    generation=generation,
-                )
-            )
+            return await self._ask_with_ids(count, partial(request, generation=generation))
         except OutOfStockError:
             self._in_stock = False
             return False
         except PolicyDeniedError:
             return True  # the policy was switched since it was asked: what it says now is told in the next round
-        except EntropyShortError:
-            return False
-        except NoEntropyError as error:
-            self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
-            return False
-        return True
 
     async def _keep_decoys(self, local: LocalSubscription, its: ask.Entitlement) -> bool:
         """Cut decoys that are missing, end old ones; whether there are random numbers and stock for more."""
         if self._link.around.monotonic_ns() < self._decoys_after_ns:
             return True
+        request = partial(ask.KeepDecoys, association=local.association, count=its.decoys, size_bits=local.size_bits)
         try:
-            with self._link.around.draw(16 * max(1, its.decoys)) as ids, memoryview(ids) as view:
-                entropy = view.tobytes()[: 16 * its.decoys]
-            await self._ask(
-                ask.KeepDecoys(
-                    association=local.association, count=its.decoys, size_bits=local.size_bits, entropy=entropy
-                )
-            )
+            if not await self._ask_with_ids(its.decoys, request):
+                return False
         except (OutOfStockError, PolicyDeniedError):
             # What stock there is goes to the applications; or the policy was switched meanwhile.
             self._decoys_after_ns = self._link.around.monotonic_ns() + round(DECOYS_AGAIN_S * 1e9)
+            return True
+        if its.old_decoys:
+            self.revoked()
+        return True
+
+    async def _ask_with_ids(self, count: int, request: Callable[..., Any]) -> bool:
+        """Ask for keys under ids that are drawn now, as `entropy`; False if there are no random numbers for them."""
+        try:
+            with self._link.around.draw(16 * max(1, count)) as ids, memoryview(ids) as view:
+                entropy = view.tobytes()[: 16 * count]
+            await self._ask(request(entropy=entropy))
         except EntropyShortError:
             return False
         except NoEntropyError as error:
             self._link.around.alarm("NO_ENTROPY", self._link.name, str(error))
             return False
-        else:
-            if its.old_decoys:
-                self.revoked()
         return True
 
     def _is_time(self, key: tuple[str, str], room: int, allowed: int) -> bool:
